@@ -1,0 +1,1223 @@
+"""Tests of wd1: properties first, each against an oracle that shares no code with what it checks.
+
+The order is that of wd1.py: loading, sampling, likelihood, weights and losses, tasks, the program as a user runs it.
+"""
+
+import collections
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import rewards
+import wd1
+from rewards import TASKS, InputError
+
+HERE = Path(__file__).parent
+settings.register_profile(
+    "wd1", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("wd1")
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# --------------------------------------------------------------------------------- tiny checkpoints in real formats
+
+LLADA = {
+    "model_type": "llada", "architectures": ["LLaDAModelLM"], "activation_type": "silu", "alibi": False,
+    "alibi_bias_max": 8.0, "attention_dropout": 0.0, "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
+    "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM"},
+    "bias_for_layer_norm": False, "block_group_size": 1, "block_type": "llama", "d_model": 32, "embedding_dropout": 0.0,
+    "embedding_size": 320, "eos_token_id": 260, "flash_attention": False, "include_bias": False, "include_qkv_bias": False,
+    "init_cutoff_factor": None, "init_device": "meta", "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False,
+    "layer_norm_type": "rms", "layer_norm_with_affine": True, "mask_token_id": 261, "max_sequence_length": 4096,
+    "mlp_hidden_size": 48, "mlp_ratio": 4, "multi_query_attention": None, "n_heads": 4, "n_kv_heads": 4, "n_layers": 2,
+    "pad_token_id": 260, "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-05, "rope": True,
+    "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False, "transformers_version": "4.46.3",
+    "use_cache": False, "vocab_size": 320, "weight_tying": False,
+}  # fmt: skip
+QWEN = {
+    "attention_dropout": 0.0, "bos_token_id": 256, "eos_token_id": 260, "hidden_act": "silu", "hidden_size": 32,
+    "initializer_range": 0.02, "intermediate_size": 48, "max_position_embeddings": 4096, "max_window_layers": 28,
+    "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.46.2", "use_cache": True, "use_sliding_window": False, "vocab_size": 320, "pad_token_id": 260,
+}  # fmt: skip
+CONFIGS = {
+    "llada": LLADA,
+    "Dream": {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": 261,
+              "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"}},
+    "a2d-qwen3": {**QWEN, "model_type": "a2d-qwen3", "head_dim": 16, "tie_word_embeddings": True,
+                  "auto_map": {"AutoModelForMaskedLM": "modeling_qwen3.A2DQwen3LMHeadModel"}},
+    "a2d-qwen2": {**QWEN, "model_type": "a2d-qwen2"},
+    "a2d-llama": {**QWEN, "model_type": "a2d-llama"},
+}  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def config_size(config):
+    names = ("d_model", "mlp_hidden_size", "n_layers", "n_heads", "n_kv_heads", "rope_theta", "embedding_size")
+    if config["model_type"] != "llada":
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                 "rope_theta", "vocab_size")  # fmt: skip
+    return [config[name] for name in names]
+
+
+def weight_shapes(config):
+    """Plain names of this test -> (the checkpoint's own name, shape)."""
+    hidden, mlp, layers, heads, kv_heads, _, vocab = config_size(config)
+    head = config.get("head_dim") or hidden // heads
+    sizes = {
+        "q": (heads * head, hidden), "k": (kv_heads * head, hidden), "v": (kv_heads * head, hidden),
+        "o": (hidden, heads * head), "gate": (mlp, hidden), "up": (mlp, hidden), "down": (hidden, mlp),
+        "norm1": (hidden,), "norm2": (hidden,),
+    }  # fmt: skip
+    if config["model_type"] == "llada":
+        outer = {"embed": "model.transformer.wte", "norm": "model.transformer.ln_f", "head": "model.transformer.ff_out"}
+        block = "model.transformer.blocks.{}."
+        inner = dict(q="q_proj", k="k_proj", v="v_proj", o="attn_out", gate="ff_proj", up="up_proj", down="ff_out",
+                     norm1="attn_norm", norm2="ff_norm")  # fmt: skip
+    else:
+        outer = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+        block = "model.layers.{}."
+        inner = {name: f"self_attn.{name}_proj" for name in "qkvo"} | {f"{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")}
+        inner |= {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+        if config["model_type"].endswith("qwen3"):
+            sizes |= {"q_norm": (head,), "k_norm": (head,)}
+            inner |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    shapes = {"embed": (outer["embed"] + ".weight", (vocab, hidden)), "norm": (outer["norm"] + ".weight", (hidden,))}
+    if not config.get("tie_word_embeddings") and not config.get("weight_tying"):
+        shapes["head"] = (outer["head"] + ".weight", (vocab, hidden))
+    for layer in range(layers):
+        for name, size in sizes.items():
+            shapes[f"{layer}.{name}"] = (block.format(layer) + inner[name] + ".weight", size)
+            if config["model_type"] in ("Dream", "a2d-qwen2") and name in "qkv":
+                shapes[f"{layer}.{name}_bias"] = (block.format(layer) + inner[name] + ".bias", size[:1])
+    return shapes
+
+
+def write_checkpoint(directory, family, dtype=torch.float32, shards=2, **changes):
+    """A random tiny checkpoint with the files a hub repository of the family has, remote code included."""
+    config = {**CONFIGS[family], **changes}
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    for module in ("configuration_llada", "modeling_llada", "configuration_dream", "modeling_dream", "modeling_qwen3",
+                   "tokenization_dream"):  # fmt: skip
+        (directory / f"{module}.py").write_text(f"open({str(directory / 'EXECUTED')!r}, 'w'); raise SystemExit('remote code')")
+    torch.manual_seed(0)
+    tensors = {}
+    for name, size in weight_shapes(config).values():
+        tensors[name] = (torch.rand(size) + 0.5 if "norm" in name or "ln_f" in name else torch.randn(size) * 0.3).to(dtype)
+    names = list(tensors)
+    index = {"metadata": {}, "weight_map": {}}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
+        save_file({name: tensors[name] for name in names[shard::shards]}, directory / file, {"format": "pt"})
+        index["weight_map"] |= {name: file for name in names[shard::shards]}
+    if shards > 1:
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(directory, family)
+    return directory, config, tensors
+
+
+def write_tokenizer(directory, family):
+    """A byte-level BPE: 256 bytes, a few merges, special tokens and a chat template; Dream's as vocab.json + merges.txt."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "n"), ("t", "h"), ("th", "e"), ("i", "n")]
+    vocab = {char: i for i, char in enumerate(alphabet)}
+    special = ["<|endoftext|>", "<|mask|>", "<|start|>", "<|end|>"]
+    vocab_bpe = vocab | {a + b: 256 + i for i, (a, b) in enumerate(merges)}
+    settings = {
+        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "chat_template": TEMPLATE,
+        "added_tokens_decoder": {
+            str(260 + i): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                           "special": True} for i, token in enumerate(special)
+        },
+    }  # fmt: skip
+    settings["mask_token"] = "<|mask|>"
+    if family == "Dream":
+        settings |= {"tokenizer_class": "DreamTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}}
+        (directory / "vocab.json").write_text(json.dumps(vocab_bpe))
+        (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    else:
+        core = Tokenizer(models.BPE(vocab | dict(zip(special, range(260, 264))) | vocab_bpe, merges))
+        core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        core.add_special_tokens([AddedToken(token, special=True) for token in special])
+        core.save(str(directory / "tokenizer.json"))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def plain_forward(config, tensors, ids, real=None):
+    """The oracle: a bidirectional transformer in plain torch, one row at a time, padding simply cut away. [B, T, V]."""
+    hidden, _, layers, heads, kv_heads, theta, vocab = config_size(config)
+    w = {plain: tensors[name].float() for plain, (name, _) in weight_shapes(config).items()}
+    head = config.get("head_dim") or hidden // heads
+
+    def rms(x, weight):
+        return x / (x.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt() * weight
+
+    def rotate(x):  # [T, heads, head]
+        angle = torch.arange(len(x))[:, None] * theta ** (-torch.arange(0, head, 2) / head)  # [T, head / 2]
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        a, b = x[..., : head // 2], x[..., head // 2 :]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    out = torch.zeros(*ids.shape, vocab)
+    for row, tokens in enumerate(ids):
+        keep = torch.ones(len(tokens), dtype=torch.bool) if real is None else real[row].bool()
+        x = w["embed"][tokens[keep]]
+        for layer in range(layers):
+            get = lambda name: w[f"{layer}.{name}"]  # noqa: B023, E731
+            h = rms(x, get("norm1"))
+            q, k, v = (h @ get(name).T + w.get(f"{layer}.{name}_bias", 0) for name in "qkv")
+            q, k, v = q.view(-1, heads, head), k.view(-1, kv_heads, head), v.view(-1, kv_heads, head)
+            if f"{layer}.q_norm" in w:
+                q, k = rms(q, get("q_norm")), rms(k, get("k_norm"))
+            q, k = rotate(q), rotate(k)
+            mixed = torch.zeros(len(x), heads, head)
+            for i in range(heads):
+                j = i * kv_heads // heads
+                mixed[:, i] = (q[:, i] @ k[:, j].T / head**0.5).softmax(-1) @ v[:, j]
+            x = x + mixed.flatten(1) @ get("o").T
+            h = rms(x, get("norm2"))
+            x = x + (F.silu(h @ get("gate").T) * (h @ get("up").T)) @ get("down").T
+        out[row, keep] = rms(x, w["norm"]) @ w.get("head", w["embed"]).T
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_checkpoints_give_the_logits_of_an_independent_forward_pass(tmp_path, family, dtype):
+    directory, config, tensors = write_checkpoint(tmp_path / "model", family, dtype)
+    model, tokenizer = wd1.load_model(directory)
+    assert not (directory / "EXECUTED").exists()
+    assert model.config.mask_token_id == 261 and model.config.logit_shift is (family == "Dream")
+    assert tokenizer.decode(tokenizer("in the land").input_ids) == "in the land"
+    ids = torch.randint(0, 256, (3, 9), generator=seeded(1))
+    ids[:, 5:] = 261
+    real = torch.ones(3, 9)
+    real[1, :2] = real[2, :4] = 0
+    want = plain_forward(config, tensors, ids, real)
+    if model.config.logit_shift:
+        want = torch.cat([want[:, :1], want[:, :-1]], 1)
+    got = wd1.predict_logits(model, ids, real[:, :5])  # columns beyond the mask are real
+    first = real.argmax(1)
+    for row in range(3):
+        start = first[row] + model.config.logit_shift * (row > 0)  # nothing predicts a padded row's first token when shifted
+        torch.testing.assert_close(got[row, start:], want[row, start:], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(wd1.predict_logits(model, ids[:1]), want[:1], atol=2e-4, rtol=1e-4)
+    columns = torch.tensor([6, 8])
+    torch.testing.assert_close(wd1.predict_logits(model, ids, real, columns), got[:, columns])
+    by_row = torch.tensor([[6, 8], [5, 6], [7, 5]])
+    rows = torch.stack([got[i, by_row[i]] for i in range(3)])
+    torch.testing.assert_close(wd1.predict_logits(model, ids, real, by_row), rows)
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])
+def test_what_the_project_saves_loads_again_here_and_in_plain_transformers(tmp_path, family):
+    directory, *_ = write_checkpoint(tmp_path / "model", family)
+    model, tokenizer = wd1.load_model(directory)
+    ids = torch.randint(0, 256, (2, 7), generator=seeded(0))
+    want = wd1.predict_logits(model, ids)
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again, tokenizer_again = wd1.load_model(tmp_path / "saved")
+    assert again.config.mask_token_id == 261 and again.config.logit_shift == model.config.logit_shift
+    assert tokenizer_again("the <|mask|>").input_ids == tokenizer("the <|mask|>").input_ids
+    torch.testing.assert_close(wd1.predict_logits(again, ids), want)
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    positions = (torch.arange(7) - 1).clamp(min=0) if model.config.logit_shift else torch.arange(7)
+    torch.testing.assert_close(plain(ids).logits[:, positions], want)
+
+
+def test_random_weights_come_from_a_config_and_its_seed():
+    (a, tokenizer), (b, _), (c, _) = wd1.load_model("tiny"), wd1.load_model(HERE / "tiny_config.json"), wd1.load_model("tiny", seed=1)
+    weights = [dict(model.named_parameters()) for model in (a, b, c)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["lm_head.weight"] if "lm_head.weight" in weights[0] else weights[0]["model.embed_tokens.weight"],
+                           weights[2]["model.embed_tokens.weight"])  # fmt: skip
+    for task in TASKS.values():
+        text = task.instruction + "0123 (1+2)/3\n<reasoning></reasoning><answer>x</answer>"
+        ids = tokenizer(text).input_ids
+        assert ids.count(tokenizer.unk_token_id) == 0 and tokenizer.decode(ids) == text and len(ids) < 30
+
+
+def damage(directory, **changes):
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    config.update(changes)
+    file.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+
+
+def rename_weight(directory):
+    file = next(directory.glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors["stray"] = tensors.pop(name)
+    save_file(tensors, file, {"format": "pt"})
+    for index in directory.glob("*.index.json"):
+        index.write_text(index.read_text().replace(name, "stray"))
+
+
+BROKEN = {
+    "alibi": (lambda d: damage(d, alibi=True), "alibi = True"),
+    "layer norm": (lambda d: damage(d, layer_norm_type="low_precision"), "layer_norm_type"),
+    "block": (lambda d: damage(d, block_type="sequential"), "block_type"),
+    "activation": (lambda d: damage(d, activation_type="swiglu"), "activation_type"),
+    "q/k norms": (lambda d: damage(d, attention_layer_norm=True), "attention_layer_norm"),
+    "biases": (lambda d: damage(d, include_qkv_bias=True), "include_qkv_bias"),
+    "unknown family": (lambda d: damage(d, model_type="bert"), "model_type 'bert' is not supported"),
+    "autoregressive": (lambda d: damage(d, model_type="llama"), "autoregressive"),
+    "heads": (lambda d: damage(d, n_heads=5, n_kv_heads=5), "not a valid config"),
+    "type": (lambda d: damage(d, d_model="wide"), "not a valid config"),
+    "config": (lambda d: (d / "config.json").write_text("[1"), "not a model config"),
+    "no config": (lambda d: (d / "config.json").unlink(), "not a model config"),
+    "renamed weight": (rename_weight, "weights are"),
+    "shape": (lambda d: damage(d, mlp_hidden_size=64), "weights"),
+    "a layer more": (lambda d: damage(d, n_layers=3), "weights are missing"),
+    "a layer less": (lambda d: damage(d, n_layers=1), "weights are unexpected"),
+    "no weights": (lambda d: [f.unlink() for f in d.glob("*.safetensors*")], "weights cannot be loaded"),
+    "only pickles": (
+        lambda d: [f.unlink() for f in d.glob("*.safetensors*")] and torch.save({}, d / "pytorch_model.bin"), "weights cannot be loaded"
+    ),
+    "truncated": (lambda d: [os.truncate(f, 300) for f in d.glob("*.safetensors")], "weights cannot be loaded"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no readable tokenizer.json"),
+    "mask out of range": (lambda d: damage(d, mask_token_id=9999), "no mask token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_cannot_be_loaded_faithfully_gets_one_sentence(tmp_path, what):
+    directory, *_ = write_checkpoint(tmp_path / "model", "llada")
+    break_it, expected = BROKEN[what]
+    break_it(directory)
+    with pytest.raises(InputError, match=expected) as raised:
+        wd1.load_model(directory)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400 + len(str(directory))
+
+
+def test_a_model_needs_a_mask_token_and_a_place(tmp_path):
+    directory, *_ = write_checkpoint(tmp_path / "model", "a2d-qwen2")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        text = (directory / name).read_text()
+        settings = json.loads(text)
+        settings.pop("mask_token", None)
+        (directory / name).write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="no mask token"):
+        wd1.load_model(directory)
+    for source in ("nowhere/at/all", str(tmp_path / "none.json"), "-", str(HERE / "README.md")):
+        with pytest.raises(InputError, match="no such directory"):
+            wd1.load_model(source)
+
+
+# -------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny random model with strong opinions, 14 tokens, mask 1, EOS 0."""
+    return small_model()
+
+
+def small_model(seed=0, **changes):
+    config = json.loads((HERE / "tiny_config.json").read_text())
+    config |= dict(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, mlp_hidden_size=24, vocab_size=14, embedding_size=14)
+    model, _ = load_dict({**config, **changes})
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.normal_(0, 0.5)
+    return model
+
+
+def load_dict(config):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        return wd1.load_model(Path(directory) / "config.json")
+
+
+def prompts(rows=2, length=4, seed=0):
+    return torch.randint(2, 14, (rows, length), generator=seeded(seed))
+
+
+@st.composite
+def schedules(draw):
+    blocks, block_length = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    return dict(
+        gen_length=blocks * block_length, block_length=block_length, steps=draw(st.integers(blocks, blocks * block_length))
+    )
+
+
+@given(schedules())
+def test_the_schedule_writes_each_block_in_its_own_steps(schedule):
+    plan = wd1.unmasking_schedule(**schedule)
+    assert len(plan) == schedule["steps"] and all(count >= 1 for _, count in plan)
+    per_block = collections.defaultdict(list)
+    for start, count in plan:
+        per_block[start].append(count)
+    assert list(per_block) == list(range(0, schedule["gen_length"], schedule["block_length"]))  # left to right
+    for counts in per_block.values():
+        assert sum(counts) == schedule["block_length"] and counts == sorted(counts, reverse=True)
+        assert max(counts) - min(counts) <= 1
+    steps = [len(counts) for counts in per_block.values()]
+    assert max(steps) - min(steps) <= 1
+
+
+@given(
+    schedules(), st.sampled_from(["low_confidence", "random"]), st.sampled_from([0.0, 0.7, 1.5]), st.sampled_from([0.0, 1.0]),
+    st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_generate_keeps_its_promises(model, schedule, remasking, temperature, cfg_scale, trajectory, seed):
+    prompt = prompts()
+    before = prompt.clone()
+    options = dict(remasking=remasking, temperature=temperature, cfg_scale=cfg_scale, trajectory=trajectory, **schedule)
+    rollout = wd1.generate(model, prompt, generator=seeded(seed), **options)
+    assert torch.equal(prompt, before)
+    completion, written_at = rollout.completion, rollout.written_at
+    assert completion.shape == written_at.shape == (2, schedule["gen_length"]) and completion.dtype == torch.long
+    assert not (completion == 1).any(), "the mask token was written"
+    for step, (start, count) in enumerate(wd1.unmasking_schedule(**schedule)):
+        written = written_at == step
+        assert (written.sum(1) == count).all(), "exactly the scheduled number of tokens in a step"
+        outside = torch.ones_like(written)
+        outside[:, start : start + schedule["block_length"]] = False
+        assert not (written & outside).any(), "and only in the current block"
+    again = wd1.generate(model, prompt, generator=seeded(seed), **options)
+    assert torch.equal(again.completion, completion), "a seed fixes everything"
+    if temperature == 0 and remasking == "low_confidence":
+        other = wd1.generate(model, prompt, generator=seeded(seed + 1), **options)
+        assert torch.equal(other.completion, completion), "temperature 0 is deterministic"
+    if trajectory:
+        steps = torch.arange(schedule["steps"])[None, :, None]
+        assert (rollout.guesses != 1).all()
+        known = written_at[:, None] < steps
+        final = completion[:, None].expand_as(rollout.guesses)
+        assert torch.equal(rollout.guesses[known], final[known]), "what is written stays"
+        just = written_at[:, None] == steps
+        assert torch.equal(rollout.guesses[just], final[just]), "what is written is the guess"
+
+
+def plain_generate(model, prompt, gen_length, steps, block_length):
+    """The oracle: greedy sampling of one row, token by token and step by step, with Python loops."""
+    [row] = prompt.tolist()
+    canvas, blocks = row + [1] * gen_length, gen_length // block_length
+    for block in range(blocks):
+        start = len(row) + block * block_length
+        own_steps = steps // blocks + (block < steps % blocks)
+        for step in range(own_steps):
+            count = block_length // own_steps + (step < block_length % own_steps)
+            logits = model(torch.tensor([canvas])).logits[0].double()
+            logits[:, 1] = -math.inf
+            probability = logits.softmax(-1)
+            open_positions = [i for i in range(start, start + block_length) if canvas[i] == 1]
+            best = sorted(open_positions, key=lambda i: -probability[i].max())[:count]  # noqa: B023
+            for i in best:
+                canvas[i] = int(probability[i].argmax())
+    return canvas[len(row) :]
+
+
+@given(schedules(), st.integers(0, 9))
+def test_greedy_sampling_equals_a_plain_loop(model, schedule, seed):
+    prompt = prompts(rows=3, seed=seed)
+    got = wd1.generate(model, prompt, **schedule).completion.tolist()
+    assert got == [plain_generate(model, row[None], **schedule) for row in prompt]
+
+
+@given(st.integers(1, 5), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5]))
+def test_a_row_does_not_depend_on_its_padding(model, padding, temperature, cfg_scale):
+    prompt = prompts(rows=2)
+    padded, mask = F.pad(prompt, (padding, 0), value=0), F.pad(torch.ones_like(prompt), (padding, 0))
+    options = dict(gen_length=6, steps=3, block_length=3, temperature=temperature, cfg_scale=cfg_scale)
+    plain = wd1.generate(model, prompt, generator=seeded(0), **options)
+    shifted = wd1.generate(model, padded, attention_mask=mask, generator=seeded(0), **options)
+    assert torch.equal(plain.completion, shifted.completion)
+
+
+def test_sampling_follows_the_models_distribution(model):
+    """One token, temperature tau: frequencies against softmax(logits / tau), by a chi-squared bound."""
+    prompt, draws = prompts(rows=1).repeat(20_000, 1), 20_000
+    logits = wd1.predict_logits(model, F.pad(prompt[:1], (0, 1), value=1))[0, -1].detach()
+    logits[1] = -math.inf
+    for temperature in (0.5, 1.0, 2.0):
+        rollout = wd1.generate(
+            model, prompt, gen_length=1, steps=1, block_length=1, temperature=temperature, generator=seeded(3), trajectory=True
+        )
+        expected = (logits / temperature).softmax(-1) * draws
+        counts = torch.bincount(rollout.completion[:, 0], minlength=14).float()
+        seen = expected > 0
+        assert counts[~seen].sum() == 0
+        assert (((counts - expected) ** 2)[seen] / expected[seen]).sum() < 40  # 12 degrees of freedom: p < 1e-4
+        # Confidence is the probability at temperature 1, whatever the sampling temperature.
+        want = logits.softmax(-1)[rollout.completion[:, 0]]
+        torch.testing.assert_close(rollout.confidence[:, 0, 0], want)
+
+
+def test_guidance_and_mixture_change_the_logits_as_the_formulas_say(model):
+    """With L = 1 the greedy token is the argmax of the combined logits, computed here."""
+    other = small_model(seed=1)
+    for seed in range(20):
+        prompt = prompts(rows=1, seed=seed)
+        canvas = F.pad(prompt, (0, 1), value=1)
+        c, r = (wd1.predict_logits(m, canvas)[0, -1] for m in (model, other))
+        u = wd1.predict_logits(model, torch.ones_like(canvas))[0, -1]
+        for want, options in [
+            (u + 2.5 * (c - u), dict(cfg_scale=1.5)),
+            (0.3 * c + 0.7 * r, dict(reference=other, reference_weight=0.7)),
+            (r, dict(reference=other, reference_weight=1.0)),
+        ]:
+            want[1] = -math.inf
+            got = wd1.generate(model, prompt, gen_length=1, steps=1, block_length=1, **options).completion
+            assert got.item() == want.argmax().item()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(gen_length=10, block_length=4, steps=5), dict(gen_length=8, block_length=4, steps=1), dict(remasking="best"),
+     dict(gen_length=8, block_length=4, steps=9), dict(gen_length=8, block_length=0, steps=4), dict(gen_length=0)],
+)  # fmt: skip
+def test_impossible_schedules_are_refused_in_words(model, options):
+    with pytest.raises(InputError, match="gen_length|denoising steps|remasking"):
+        wd1.generate(model, prompts(), **{**dict(gen_length=8, block_length=4, steps=4), **options})
+
+
+# ------------------------------------------------------------------------------------------------------ likelihood
+
+
+def log_prob(model, prompt, completion, shown, i, length):
+    """log p(o_i | q, the shown tokens), everything else masked: one row, plainly."""
+    canvas = prompt + [completion[j] if j in shown else 1 for j in range(length)]
+    logits = model(torch.tensor([canvas])).logits[0, len(prompt) + i]
+    return logits.log_softmax(-1)[completion[i]].item()
+
+
+def exact_elbo(model, prompt, completion, counted):
+    """Sum over all non-empty subsets S of the first `counted` tokens, each with weight 1 / (l C(L, l))."""
+    total, everything = 0.0, range(counted)
+    for size in range(1, counted + 1):
+        for subset in itertools.combinations(everything, size):
+            shown = set(everything) - set(subset)
+            part = sum(log_prob(model, prompt, completion, shown, i, len(completion)) for i in subset)
+            total += part / (size * math.comb(counted, size))
+    return total
+
+
+def chain_rule(model, prompt, completion, counted):
+    """The log-likelihood of each of the L! orders."""
+    values = []
+    for order in itertools.permutations(range(counted)):
+        values.append(sum(log_prob(model, prompt, completion, set(order[:n]), i, len(completion)) for n, i in enumerate(order)))
+    return values
+
+
+EOS_CASES = {"no eos": ([5, 2, 9, 3], 4), "eos last": ([5, 2, 9, 0], 4), "eos inside": ([5, 2, 0, 7], 3), "eos first": ([0, 4, 0, 7], 1)}
+OPTIONS = {
+    "plain": dict(mc_samples=1), "4 samples": dict(mc_samples=4, stratified=False), "stratified": dict(mc_samples=4),
+    "complementary": dict(mc_samples=2, complementary=True), "both": dict(mc_samples=4, complementary=True),
+    "shared": dict(mc_samples=2, group_size=4), "all": dict(mc_samples=4, complementary=True, group_size=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EOS_CASES)
+def test_the_elbo_is_the_mean_over_orders_and_below_the_log_of_the_mean(model, case):
+    completion, counted = EOS_CASES[case]
+    with torch.no_grad():
+        exact, orders = exact_elbo(model, [3, 8], completion, counted), chain_rule(model, [3, 8], completion, counted)
+    assert exact == pytest.approx(sum(orders) / len(orders), abs=1e-4)
+    assert exact <= torch.tensor(orders).logsumexp(0).item() - math.log(len(orders)) + 1e-5
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("case", EOS_CASES)
+def test_the_monte_carlo_elbo_is_unbiased(model, case, options):
+    completion, counted = EOS_CASES[case]
+    rows = 8_000
+    with torch.no_grad():
+        exact = exact_elbo(model, [3, 8], completion, counted)
+        prompt, batch = torch.tensor([[3, 8]]).repeat(rows, 1), torch.tensor([completion]).repeat(rows, 1)
+        values = wd1.elbo(model, prompt, batch, generator=seeded(0), **OPTIONS[options]).double()
+    independent = values.view(-1, OPTIONS[options].get("group_size", 1)).mean(1)
+    error = independent.std() / len(independent) ** 0.5
+    assert abs(values.mean() - exact) < 4 * error + 1e-4
+    assert error < 0.1, "the test would notice a bias"
+
+
+@given(st.lists(st.integers(2, 13), min_size=1, max_size=5), st.integers(0, 999))
+def test_the_exact_elbo_by_quadrature_over_all_noise(model, completion, seed):
+    """Every (level, order) cell of the estimator's noise, enumerated through its own views: the mean is exact."""
+    length = len(completion)
+    prompt = prompts(rows=1, length=3, seed=seed)
+    total = 0.0
+    with torch.no_grad():
+        for size in range(1, length + 1):
+            for subset in itertools.combinations(range(length), size):
+                hidden = torch.zeros(1, 3 + length, dtype=torch.bool)
+                weight = torch.zeros(1, length)
+                hidden[0, [3 + i for i in subset]] = True
+                weight[0, list(subset)] = 1 / (size * math.comb(length, size))
+                view = wd1.View(hidden, torch.tensor([completion]), weight)
+                total += wd1.log_likelihood(model, prompt, [view]).item()
+        assert total == pytest.approx(exact_elbo(model, prompt[0].tolist(), completion, length), abs=1e-4)
+
+
+def test_what_follows_the_eos_changes_no_estimate(model):
+    prompt = prompts(rows=1)
+    a, b = torch.tensor([[5, 0, 7, 7]]), torch.tensor([[5, 0, 2, 0]])
+    for estimate in (wd1.elbo, wd1.one_step_log_likelihood):
+        torch.testing.assert_close(
+            estimate(model, prompt, a, generator=seeded(0)), estimate(model, prompt, b, generator=seeded(0))
+        )
+    assert wd1.until_eos(torch.tensor([[5, 0, 0, 3], [4, 4, 4, 4], [6, 9, 4, 0]]), [0, 9]).tolist() == [
+        [True, True, False, False], [True] * 4, [True, True, False, False],
+    ]  # fmt: skip
+    assert wd1.until_eos(a, None).all()
+
+
+@given(st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99), st.sampled_from([1, 2]))
+def test_one_step_is_the_sum_of_independent_predictions(model, prompt_mask_prob, seed, group_size):
+    prompt, completion = prompts(rows=2, seed=seed), torch.tensor([[5, 2, 0, 7], [3, 3, 4, 8]])
+    got = wd1.one_step_log_likelihood(
+        model, prompt, completion, prompt_mask_prob=prompt_mask_prob, generator=seeded(seed), group_size=group_size
+    )
+    noise = torch.rand(2 // group_size, 4, generator=seeded(seed)).repeat_interleave(group_size, 0)
+    for row, counted in enumerate((3, 4)):
+        seen = [1 if noise[row, i] < prompt_mask_prob else token for i, token in enumerate(prompt[row].tolist())]
+        want = sum(log_prob(model, seen, completion[row].tolist(), set(), i, 4) for i in range(counted))
+        assert got[row].item() == pytest.approx(want, abs=1e-4)
+
+
+@given(schedules(), st.integers(0, 99))
+def test_the_trajectory_estimate_is_the_probability_of_the_path(model, schedule, seed):
+    """Replayed step by step: each token's probability on the canvas it was written on. Random subsets are unbiased."""
+    prompt = prompts(rows=1, seed=seed)
+    rollout = wd1.generate(model, prompt, temperature=1.0, generator=seeded(seed), **schedule)
+    [completion], [written_at], steps = rollout.completion.tolist(), rollout.written_at.tolist(), schedule["steps"]
+    counted = completion.index(0) + 1 if 0 in completion else len(completion)
+    want = 0.0
+    for step in range(steps):
+        shown = {i for i, when in enumerate(written_at) if when < step}
+        for i, when in enumerate(written_at):
+            if when == step and i < counted:
+                want += log_prob(model, prompt[0].tolist(), completion, shown, i, len(completion))
+    one = [wd1.log_likelihood(model, prompt, wd1.trajectory_views(model.config, rollout, [step])).item() for step in range(steps)]
+    whole = wd1.log_likelihood(model, prompt, wd1.trajectory_views(model.config, rollout, range(steps))).item()
+    assert whole == pytest.approx(want, abs=1e-3) and sum(one) / steps == pytest.approx(want, abs=1e-3)
+
+
+def test_wd1_plus_plus_scores_the_full_guess_at_each_step(model):
+    prompt = prompts(rows=2)
+    rollout = wd1.generate(
+        model, prompt, gen_length=6, steps=3, block_length=6, temperature=1.0, generator=seeded(5), trajectory=True
+    )
+    for factor in (True, False):
+        for step, view in enumerate(wd1.guess_views(model.config, rollout, range(3), factor)):
+            got = wd1.log_likelihood(model, prompt, [view])
+            for row in range(2):
+                guess, written = rollout.guesses[row, step].tolist(), rollout.written_at[row].tolist()
+                hidden = [i for i in range(6) if written[i] >= step]
+                counted = guess.index(0) + 1 if 0 in guess else 6
+                shown = set(range(6)) - set(hidden)
+                want = 0.0
+                for i in hidden:
+                    c = rollout.confidence[row, step, i].item() if factor else 1.0
+                    want += c * log_prob(model, prompt[row].tolist(), guess, shown, i, 6) if i < counted else 0
+                assert got[row].item() == pytest.approx(want * 6 / len(hidden) ** 2, abs=1e-4)
+
+
+def test_variance_reduction_reduces_variance(model):
+    """Equal numbers of forward passes, one completion; the figures for the trained tiny model are in the README."""
+    rows = 4_000
+    prompt = torch.tensor([[3, 8]]).repeat(rows, 1)
+    batch = torch.tensor([[5, 2, 9, 3, 11, 4]]).repeat(rows, 1)
+    with torch.no_grad():
+        plain, stratified, complementary = (
+            wd1.elbo(model, prompt, batch, mc_samples=4, generator=seeded(0), **options).var().item()
+            for options in (dict(stratified=False), dict(), dict(complementary=True))
+        )
+    assert stratified < plain and complementary < plain
+
+
+# ------------------------------------------------------------------------------------------------ weights and loss
+
+reward_groups = st.integers(2, 8).flatmap(
+    lambda size: st.lists(st.lists(st.floats(-3, 3, width=32), min_size=size, max_size=size), min_size=1, max_size=4)
+)
+psis = st.floats(0.01, 8)
+
+
+@given(reward_groups, psis, st.floats(-5, 5), st.randoms())
+def test_group_weights_have_the_properties_of_the_paper(values, psi, constant, random):
+    r = torch.tensor(values, dtype=torch.float64)
+    w_plus, w_minus = wd1.group_weights(r, psi)
+    close = dict(atol=1e-9, rtol=1e-6)
+    for w in (w_plus, w_minus):
+        assert w.shape == r.shape and (w >= 0).all() and not w.requires_grad
+        torch.testing.assert_close(w.sum(1), torch.ones(len(r), dtype=r.dtype), **close)
+    torch.testing.assert_close((w_plus - w_minus).sum(1), torch.zeros(len(r), dtype=r.dtype), **close)
+    for same, other in zip(wd1.group_weights(r + constant, psi), (w_plus, w_minus)):
+        torch.testing.assert_close(same, other, **close)  # a constant changes nothing
+    torch.testing.assert_close(torch.stack(wd1.group_weights(-r, psi)), torch.stack([w_minus, w_plus]), **close)  # odd in A
+    order = random.sample(range(r.shape[1]), r.shape[1])
+    torch.testing.assert_close(wd1.group_weights(r[:, order], psi)[0], w_plus[:, order], **close)  # order is irrelevant
+    explicit = [[math.exp(psi * (x - sum(row) / len(row))) for x in row] for row in values]  # a second derivation
+    torch.testing.assert_close(w_plus, torch.tensor([[e / sum(row) for e in row] for row in explicit], dtype=r.dtype), **close)
+
+
+@given(reward_groups)
+def test_small_psi_makes_the_weights_linear_in_the_advantage(values):
+    r = torch.tensor(values, dtype=torch.float64)
+    w_plus, w_minus = wd1.group_weights(r, 1e-4)
+    a = r - r.mean(1, keepdim=True)
+    torch.testing.assert_close((w_plus - w_minus) / 1e-4, 2 * a / r.shape[1], atol=1e-5, rtol=1e-5)
+
+
+@given(reward_groups, psis, st.integers(0, 99))
+def test_the_loss_is_linear_in_the_log_likelihoods_and_blind_to_their_common_part(values, psi, seed):
+    r = torch.tensor(values, dtype=torch.float64)
+    x, y = torch.randn(2, *r.shape, generator=seeded(seed), dtype=torch.float64)
+    weights = wd1.group_weights(r, psi)
+    loss = lambda log_p: wd1.wd1_loss(log_p, *weights)  # noqa: E731
+    torch.testing.assert_close(loss(2 * x - 3 * y), 2 * loss(x) - 3 * loss(y), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(loss(x + 7 * torch.arange(len(r))[:, None]), loss(x), atol=1e-8, rtol=1e-8)
+    by_hand = -sum((p - m) * v for p, m, v in zip(*(t.flatten().tolist() for t in (*weights, x)))) / len(r)
+    assert loss(x).item() == pytest.approx(by_hand, abs=1e-9)
+    x.requires_grad_(True)
+    loss(x).backward()
+    torch.testing.assert_close(x.grad, -(weights[0] - weights[1]) / len(r))
+
+
+@given(st.floats(-2, 2), st.integers(2, 6), psis)
+def test_equal_rewards_give_exactly_no_loss_and_no_gradient(model, reward, size, psi):
+    completion = torch.randint(2, 14, (size, 4), generator=seeded(size))
+    model.zero_grad()
+    log_p = wd1.elbo(model, prompts(rows=1).repeat(size, 1), completion, generator=seeded(0))
+    loss = wd1.wd1_loss(log_p[None], *wd1.group_weights(torch.full((1, size), reward), psi))
+    loss.backward()
+    assert loss.item() == 0 and all((weight.grad == 0).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("estimate", [wd1.elbo, wd1.one_step_log_likelihood])
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True), st.integers(0, 50))
+@settings(max_examples=15)
+def test_a_small_step_raises_the_best_completion_over_the_worst(estimate, values, seed):
+    """Along -grad, the w-weighted sum of log-likelihoods rises; for a pair of best and worst that is their difference."""
+    r = torch.tensor([[max(values), min(values)]])
+    if r[0, 0] - r[0, 1] < 0.05:
+        return
+    tiny = small_model(seed)
+    prompt, completion = prompts(rows=1, seed=seed).repeat(2, 1), torch.randint(2, 14, (2, 4), generator=seeded(seed))
+    if torch.equal(*completion):
+        return
+    log_p = lambda: estimate(tiny, prompt, completion, generator=seeded(seed), group_size=2)  # noqa: E731
+    before = log_p()
+    wd1.wd1_loss(before[None], *wd1.group_weights(r)).backward()
+    with torch.no_grad():
+        norm = sum(weight.grad.pow(2).sum() for weight in tiny.parameters()).sqrt()
+        for weight in tiny.parameters():
+            weight -= 1e-3 * weight.grad / norm
+        after = log_p()
+    assert (after[0] - after[1]) > (before[0] - before[1])
+
+
+@given(st.integers(0, 99), st.floats(0.1, 0.9), st.floats(0, 0.5))
+def test_diffu_grpo_by_a_second_derivation(seed, epsilon, beta):
+    new, old, ref = torch.randn(3, 3, 5, generator=seeded(seed), dtype=torch.float64)
+    new.requires_grad_(True)
+    a, counted = torch.randn(3, generator=seeded(seed + 1), dtype=torch.float64), torch.rand(3, 5, generator=seeded(seed)) < 0.7
+    counted[0, 0] = True
+    loss = wd1.diffu_grpo_loss(new, old, ref, a, counted, epsilon, beta)
+    total, n = 0.0, 0
+    for i, j in itertools.product(range(3), range(5)):
+        if counted[i, j]:
+            ratio = math.exp((new[i, j] - old[i, j]).item())
+            gain = min(ratio * a[i], min(max(ratio, 1 - epsilon), 1 + epsilon) * a[i])
+            d = (ref[i, j] - new[i, j]).item()
+            total, n = total + beta * (math.exp(d) - d - 1) - gain, n + 1
+    assert loss.item() == pytest.approx(float(total) / n, rel=1e-6)
+    # On-policy, without a reference term, its gradient is the policy gradient: -A / n at every counted token.
+    on_policy = wd1.diffu_grpo_loss(new, new.detach(), new.detach(), a, counted, epsilon, beta)
+    [gradient] = torch.autograd.grad(on_policy, new)
+    torch.testing.assert_close(gradient, -a[:, None] * counted / counted.sum())
+
+
+# ----------------------------------------------------------------------------------------------------------- tasks
+
+
+def answer(text):
+    return f"<reasoning>\nsteps\n</reasoning>\n<answer>\n{text}\n</answer>"
+
+
+def test_sudoku_puzzles_have_one_solution_the_right_blanks_and_no_grid_in_common():
+    task = TASKS["sudoku"]
+    for blanks in (6, 8, 11):
+        train, test = task.train(seed=1, blanks=blanks), task.test(seed=1, blanks=blanks)
+        assert not set(train["solution"]) & set(test["solution"])
+        assert len(set(train["solution"]) | set(test["solution"])) == 288 and len(test) == 500
+        for example in [*train.select(range(20)), *test.select(range(20))]:
+            puzzle, solution = example["puzzle"], example["solution"]
+            assert puzzle.count("0") == blanks and example["prompt"].endswith(puzzle)
+            assert [grid for grid in solve(puzzle)] == [solution]
+    assert task.train(seed=1)[:5] == task.train(seed=1)[:5] != task.train(seed=2)[:5]
+
+
+def solve(puzzle):
+    """All solutions, by backtracking."""
+    if "0" not in puzzle:
+        yield puzzle
+        return
+    i = puzzle.index("0")
+    row, column = divmod(i, 4)
+    peers = {puzzle[j] for j in range(16) if j // 4 == row or j % 4 == column or (j // 8, j % 4 // 2) == (row // 2, column // 2)}
+    for digit in set("1234") - peers:
+        yield from solve(puzzle[:i] + digit + puzzle[i + 1 :])
+
+
+def test_sudoku_rewards():
+    task, example = TASKS["sudoku"], {"puzzle": "0401034201240210", "solution": "2431134231244213"}
+    assert list(solve(example["puzzle"])) == [example["solution"]]
+    right = example["solution"]
+    for text, reward, correct in [
+        (answer(right), 1, True), (f"<answer>{right}</answer>", 1, True), (answer(" ".join(right) + "99"), 1, True),
+        (right, 0, False), (f"<answer>{right}", 0, False), ("", 0, False), (answer(""), 0, False),
+        (answer(right[:4]), 2 / 6, False), (answer("3" + right[1:]), 5 / 6, False), (answer("2" * 16), 1 / 6, False),
+        (f"<answer>{right}</answer><answer>0</answer>", 0, False), (f"<answer>0</answer> <answer>{right}</answer>", 1, True),
+        (f"<answer>{right}</answer><answer>0", 1, True), (f"<answer>0<answer>{right}</answer>", 1, True),
+    ]:  # fmt: skip
+        assert (task.reward(text, example), task.correct(text, example)) == (pytest.approx(reward), correct), text
+    # Another solution of an ambiguous puzzle is solved, though it is not the listed one.
+    ambiguous = next(p for p in ("0" * n + right[n:] for n in range(17)) if len(list(solve(p))) > 1)
+    other = next(grid for grid in solve(ambiguous) if grid != right)
+    example = {"puzzle": ambiguous, "solution": right}
+    assert task.correct(answer(other), example) and task.reward(answer(other), example) < 1
+    assert not task.correct(answer("2134" + right[4:]), {"puzzle": right[:15] + "0", "solution": right})
+
+
+def test_countdown_problems_can_be_solved_and_do_not_overlap():
+    task = TASKS["countdown"]
+    train, test = task.train(seed=0), task.test(seed=0)
+    key = lambda e: (tuple(sorted(e["nums"])), e["target"])  # noqa: E731
+    assert not {key(e) for e in train} & {key(e) for e in test}
+    for example in test.select(range(30)):
+        solutions = [
+            text
+            for a, b, c in itertools.permutations(example["nums"])
+            for x, y in itertools.product("+-*/", repeat=2)
+            for text in (f"({a}{x}{b}){y}{c}", f"{a}{x}({b}{y}{c})")
+            if task.correct(answer(text), example)
+        ]
+        assert solutions and all(task.reward(answer(text), example) == 1 for text in solutions)
+
+
+@pytest.mark.parametrize(
+    "text, reward",
+    [("44 + 19 - 35", 1), ("(44+19)-35", 1), (" -35 + (44 + 19) ", 1), ("44+19-35 = 28", 0.1), ("28", 0.1), ("44+19", 0.1),
+     ("44+19-35+0", 0.1), ("44+19-35-44+44", 0.1), ("9**9**9**9", 0.1), ("44//19+35", 0.1), ("__import__('os').getpid()", 0.1),
+     ("a+b", 0.1), ("\u0664\u0664+19-35", 0.1), ("44+19-\u0663\u0665", 0.1), ("44/0+19+35", 0.1), ("(" * 10**6, 0.1),
+     ("(" * 500_000 + "1" + ")" * 500_000, 0.1), ("1+" * 500_000 + "1", 0.1), ("", 0.1), ("44+19-35;1", 0.1), ("44+19-3_5", 0.1),
+     ("44.0+19-35", 0.1), ("44 19 35", 0.1), ("+44+19-35", 1), ("0x2c+19-35", 0.1), ("1e9", 0.1), ("\x00", 0.1)],
+)  # fmt: skip
+def test_countdown_expressions(text, reward):
+    task, example = TASKS["countdown"], {"nums": [44, 19, 35], "target": 28}
+    began = time.perf_counter()
+    assert task.reward(answer(text), example) == reward
+    assert time.perf_counter() - began < 1
+    assert task.reward("no answer " + text.replace("<", ""), example) == 0
+
+
+@given(st.recursive(st.integers(0, 99).map(str), lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner).map(
+    lambda t: f"({t[0]}{t[1]}{t[2]})"), max_leaves=6))  # fmt: skip
+def test_expressions_have_the_value_of_exact_arithmetic(text):
+    from fractions import Fraction
+
+    got = rewards.evaluate_expression(text)
+    exact = "".join(f"Fraction({part})" if part.isdigit() else part for part in __import__("re").findall(r"\d+|.", text))
+    try:
+        want = Fraction(eval(exact))  # the test's own text, no model's
+    except ZeroDivisionError:
+        want = None
+    assert (got is None) if want is None or len(text) > 100 else got[0] == want
+
+
+def test_gsm8k_rewards():
+    task, example = TASKS["gsm8k"], {"question": "?", "answer": "72"}
+    for text, reward in [
+        (answer("72"), 4), (answer("72") + "\n", 4), (answer("73"), 2), (answer("72.0"), 3.5), (answer("$1,000"), 1.5),
+        ("<reasoning>a</reasoning><answer>72</answer>", 3), ("<answer>72</answer>", 2.5), ("72", 0), ("", 0),
+        (answer("72") + "x" * 10, 3.365 - 0.0), (answer("72") + "\nabc", 3.497), ("<reasoning>\n</reasoning>\n<answer>\n</answer>", 1.0),
+    ]:  # fmt: skip
+        if text == answer("72") + "x" * 10:  # the last tag is no longer alone on its line: 2 + 0.5 + 0.5 + 3/8 - 0.01
+            reward = 3.365
+        assert task.reward(text, example) == pytest.approx(reward), text
+    assert task.correct(answer("1,450"), {"answer": "1450"}) and task.correct(answer("72"), example)
+
+
+def test_math_rewards():
+    task, example = TASKS["math"], {"problem": "?", "answer": "\\frac{1}{2}"}
+    for text, reward in [
+        (answer("\\boxed{\\frac{1}{2}}"), 3), (answer("\\boxed{0.5}"), 3), (answer("\\frac{1}{2}"), 2.75), (answer("\\boxed{\\frac{1}{3}}"), 1),
+        (answer("x"), 0.75), ("so \\boxed{\\frac{2}{4}}", 2.5), ("so \\boxed{3}", 0.5), ("", 0.25), ("\\boxed{", 0.25), (answer("\\boxed{"), 0.75),
+    ]:  # fmt: skip
+        assert task.reward(text, example) == pytest.approx(reward), text
+    assert rewards.last_boxed("\\boxed{1} and \\boxed{\\sqrt{2}} so") == "\\sqrt{2}" and rewards.last_boxed("\\boxed{{}") is None
+    began = time.perf_counter()
+    for hostile in ("9^{9^{9^{9}}}", "9" * 10**6, "\\frac{" * 1000, "10^{99999999}", "99999!!!!!!!", "__import__('os').abort()"):
+        assert task.reward(answer(f"\\boxed{{{hostile}}}"), example) in (1, 0.75)
+    assert time.perf_counter() - began < 20
+
+
+PIECES = ["<answer>", "</answer>", "<reasoning>", "</reasoning>", "\n", "\\boxed{", "}", "{", "1", "72", "+", "(", ")", " ", "^", "####", "-"]
+completions = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+EXAMPLES = {
+    "sudoku": {"puzzle": "0401034201240210", "solution": "2431134231244213"}, "countdown": {"nums": [1, 2, 3], "target": 6},
+    "gsm8k": {"question": "?", "answer": "72"}, "math": {"problem": "?", "answer": "72"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+@given(completions)
+@settings(max_examples=150)
+def test_rewards_are_total(name, text):
+    task = TASKS[name]
+    for completion in (text, f"<answer>{text}</answer>"):
+        reward = task.reward(completion, EXAMPLES[name])
+        assert isinstance(reward, float) and math.isfinite(reward) and isinstance(task.correct(completion, EXAMPLES[name]), bool)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("unit", ["<answer>", "</answer>", "<reasoning>\n", "\n</reasoning>\n<answer>", "\\boxed{", "}{", "1", " ", "\n"])
+def test_rewards_take_a_megabyte(name, unit):
+    for text in (unit * (10**6 // len(unit)), f"<answer>{unit * (10**6 // len(unit))}</answer>"):
+        assert math.isfinite(TASKS[name].reward(text, EXAMPLES[name]))
+
+
+DATA = {
+    "sudoku": ("csv", "Puzzle,Solution\n0401034201240210,2431134231244213\n0,1234341221434321\n", 2),
+    "countdown": ("jsonl", '{"input": "30,100,93", "output": "23"}\n{"nums": [44, 19, 35], "target": 28}\n', 2),
+    "gsm8k": ("jsonl", '{"question": "2 + 2?", "answer": "Two and two. #### 4"}\n', 1),
+    "math": ("jsonl", '{"problem": "Half?", "solution": "It is $\\\\boxed{\\\\frac{1}{2}}$."}\n', 1),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_public_file_formats(tmp_path, name):
+    suffix, text, count = DATA[name]
+    file = tmp_path / f"data.{suffix}"
+    file.write_text(text)
+    rows = TASKS[name].test(test_data=str(file))
+    assert len(rows) == count and all(row["prompt"].startswith(TASKS[name].instruction) for row in rows)
+    if name == "countdown":
+        assert rows[0]["nums"] == [30, 100, 93] and rows[0]["target"] == 23
+    if name == "math":
+        assert rows[0]["answer"] == "\\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    "name, file, text, expected",
+    [("sudoku", "a.csv", "", "no problems"), ("sudoku", "a.csv", "Puzzle,Solution\n", "no problems"),
+     ("sudoku", "a.csv", "Puzzle,Answer\n0401034201240210,1\n", "line 2: column 'Solution' is missing"),
+     ("sudoku", "a.csv", "Puzzle,Solution\n0401034201240210,2431134231244213\n9,1\n", "line 3: column 'Puzzle'"),
+     ("sudoku", "a.csv", "Puzzle,Solution\n0401034201240210,2431134231244214\n", "line 2: column 'Solution' is not a solved"),
+     ("sudoku", "a.csv", "Puzzle,Solution\n4401034201240210,2431134231244213\n", "does not keep the clues"),
+     ("countdown", "a.jsonl", '{"nums": "x", "target": 1}', "line 1: column 'nums'"),
+     ("countdown", "a.jsonl", '{"nums": [1, 2, 3], "target": 6}\n{"nums": [1', "line 2"),
+     ("countdown", "a.jsonl", "[1, 2]", "line 1: not a JSON object"), ("gsm8k", "a.jsonl", '{"question": "?"}', "column 'answer'"),
+     ("gsm8k", "a.jsonl", '{"question": "?", "answer": "4"}', "no result after '####'"),
+     ("math", "a.jsonl", '{"problem": "?", "solution": "4"}', "no .*boxed"), ("math", "a.parquet", "PAR1", "only .csv and .jsonl")],
+)  # fmt: skip
+def test_bad_data_files_name_the_row_and_the_column(tmp_path, name, file, text, expected):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=expected) as raised:
+        TASKS[name].train(data=str(tmp_path / file))
+    assert "\n" not in str(raised.value)
+
+
+def test_one_file_is_split_without_overlap_and_two_files_are_kept_apart(tmp_path):
+    task, file = TASKS["sudoku"], tmp_path / "all.csv"
+    rows = [f"{'0' + grid[1:]},{grid}" for grid in rewards.solved_grids()]
+    file.write_text("\n".join(["Puzzle,Solution", *rows]))
+    train, test = task.train(data=str(file)), task.test(data=str(file))
+    assert len(train) + len(test) == 288 and len(test) > 40 and not set(train["solution"]) & set(test["solution"])
+    assert set(test["solution"]) == set(task.test()["solution"])
+    other = tmp_path / "test.csv"
+    other.write_text("\n".join(["Puzzle,Solution", *rows[:100]]))
+    train = task.train(data=str(file), test_data=str(other))
+    assert len(train) == 188 and len(task.test(data=str(file), test_data=str(other))) == 100
+    with pytest.raises(InputError, match="no problem is left"):
+        task.train(data=str(other), test_data=str(file))
+
+
+# ------------------------------------------------------------------------------------- the program as a user runs it
+
+FAST = dict(
+    gen_length=8, block_length=4, diffusion_steps=4, batch_size=4, num_generations=2, micro_batch_size=4, num_iterations=2,
+    max_steps=2, eval_lengths=8, eval_size=3, rollout_batch_size=4, lora_rank=0, warmup_steps=0, learning_rate=1e-3, dtype="float32",
+)  # fmt: skip
+
+
+def arguments(**options):
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not None else []
+    return words
+
+
+def run(tmp_path, model=None, out="run", **options):
+    """Runs the program in this process: (exit code, run directory)."""
+    model = str(model or HERE / "tiny_config.json")
+    options = {**FAST, "task": "sudoku", "model": model, "output_dir": tmp_path / out, "device": "cpu", **options}
+    return wd1.main(arguments(**options)), tmp_path / out
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def task_data(tmp_path, name):
+    suffix, text, _ = DATA[name]
+    file = tmp_path / f"{name}.{suffix}"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "family, task, lora_rank", [("llada", "sudoku", 0), ("Dream", "countdown", 2), ("a2d-qwen3", "gsm8k", 2), ("llada", "math", 0)]
+)
+def test_train_resume_and_evaluate_on_real_formats(tmp_path, capsys, family, task, lora_rank):
+    source, *_ = write_checkpoint(tmp_path / "checkpoint", family)
+    options = dict(model=source, task=task, lora_rank=lora_rank, save_every=1)
+    if task in ("gsm8k", "math"):
+        options["data"] = task_data(tmp_path, task)
+        options["test_data"] = str(tmp_path / "test.jsonl")
+        Path(options["test_data"]).write_text(DATA[task][1].replace("2 + 2", "3 + 1").replace("Half", "A half"))
+    code, directory = run(tmp_path, **options)
+    assert code == 0 and not (source / "EXECUTED").exists()
+    output = capsys.readouterr().out
+    assert "before: accuracy" in output and "step   0" in output and "░" in output
+    names = {"config.json", "metrics.jsonl", "summary.json", "samples.jsonl", "curve.png", "checkpoint", "model"}
+    assert {path.name for path in directory.iterdir()} == names
+    summary = json.loads((directory / "summary.json").read_text())
+    assert set(summary) >= {"before", "after", "steps", "seconds", "forward_passes"} and summary["steps"] == 2
+    assert 0 <= summary["after"]["accuracy"] <= 1 and "reward" in summary["before"]
+    assert [line["step"] for line in metrics(directory)] == [0, 1, 2]
+    assert {"prompt", "completion", "reward"} <= set(json.loads((directory / "samples.jsonl").read_text().splitlines()[0]))
+
+    assert run(tmp_path, **{**options, "max_steps": 3}, resume=True)[0] == 0
+    assert [line["step"] for line in metrics(directory)] == [0, 1, 2, 3]
+    capsys.readouterr()
+    assert run(tmp_path, **{**options, "model": directory / "model"}, eval_only=True, out="unused")[0] == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated == json.loads((directory / "summary.json").read_text())["after"] and not (tmp_path / "unused").exists()
+
+    trained, tokenizer = wd1.load_model(directory / "model")
+    prompt = tokenizer("the land", return_tensors="pt").input_ids
+    assert wd1.generate(trained, prompt, gen_length=4, steps=4, block_length=4).completion.shape == (1, 4)
+    if lora_rank:
+        from peft import PeftModel
+
+        plain = PeftModel.from_pretrained(wd1.load_model(source)[0], directory / "model")
+        torch.testing.assert_close(wd1.predict_logits(plain, prompt), wd1.predict_logits(trained, prompt))
+        assert not torch.equal(wd1.predict_logits(wd1.load_model(source)[0], prompt), wd1.predict_logits(trained, prompt))
+
+
+OBJECTIVES = [
+    dict(objective="wd1"), dict(objective="wd1", likelihood="elbo", mc_samples=2, complementary=True, shared_masks=True),
+    dict(objective="wd1", likelihood="trajectory", mc_samples=3), dict(objective="wd1", beta=1.0), dict(objective="wd1-positive"),
+    dict(objective="wd1++", mc_samples=2), dict(objective="diffu-grpo"), dict(objective="diffu-grpo", beta=0.0),
+    dict(objective="wd1", beta=1.0, lora_rank=2), dict(objective="diffu-grpo", lora_rank=2), dict(objective="wd1", cfg_scale=1.0),
+    dict(objective="wd1", shared_masks=True, remasking="random", gradient_checkpointing=True, dtype="bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_objective_runs_and_its_plan_counts_its_forward_passes(tmp_path, capsys, monkeypatch, options):
+    rewarded(monkeypatch)
+    code, directory = run(tmp_path, max_steps=2, eval_every=0, **options)
+    assert code == 0
+    capsys.readouterr()
+    assert run(tmp_path, dry_run=True, out="unused", **options)[0] == 0 and not (tmp_path / "unused").exists()
+    plan, lines = json.loads(capsys.readouterr().out), metrics(directory)
+    first = lines[1]["forward_passes"]
+    evaluation, shown = 4, 4  # 3 problems in one batch, and the one that is shown, in 4 steps each
+    per_step = plan["sampling_forward_passes_per_step"] + plan["update_forward_passes_per_step"]
+    guided = 1 + bool(options.get("cfg_scale"))
+    assert first == per_step + (evaluation + shown) * guided
+    assert all(line["skipped"] == 0 for line in lines[1:])
+    # Per gradient step, beyond sampling: one pass for wd1, three (old, reference, current) for diffu-GRPO.
+    passes = plan["update_forward_passes_per_step"] / FAST["num_iterations"]
+    if options == dict(objective="wd1"):
+        assert passes == 1
+    if options == dict(objective="diffu-grpo"):
+        assert passes == 3
+
+
+def rewarded(monkeypatch):
+    """A reward that a random model gets some of: the share of even characters."""
+    score = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)  # noqa: E731
+    monkeypatch.setattr(rewards.Sudoku, "reward", score)
+
+
+def load_state(directory):
+    return torch.load(directory / "checkpoint" / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("options", [o for o in OBJECTIVES if o.get("dtype") is None], ids=lambda o: "-".join(map(str, o.values())))
+def test_micro_batches_change_memory_and_not_the_gradient(tmp_path, monkeypatch, options):
+    rewarded(monkeypatch)
+    options = {**options, "max_steps": 1, "num_iterations": 1, "eval_every": 0, "lora_dropout": 0}
+    norms, moments = [], []
+    for size in (1, 3, 4):
+        directory = run(tmp_path, out=f"micro{size}", micro_batch_size=size, **options)[1]
+        norms.append(metrics(directory)[1]["grad_norm"])
+        state = load_state(directory)["optimizer"]["state"]
+        moments.append(torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]))
+    assert norms[0] > 0 and norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+    for moment in moments[1:]:
+        torch.testing.assert_close(moment, moments[0], atol=1e-6, rtol=1e-3)
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
+    rewarded(monkeypatch)
+    options = dict(save_every=1, eval_every=1, lora_rank=2, objective="wd1")
+    _, whole = run(tmp_path, out="whole", max_steps=4, **options)
+    _, parts = run(tmp_path, out="parts", max_steps=2, **options)
+    with (parts / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3, "reward": 0.5}\n{"step"')  # a crash after the checkpoint, in the middle of a line
+    assert run(tmp_path, out="parts", max_steps=4, resume=True, **options)[0] == 0
+    timed = ("seconds", "tokens_per_second")
+    strip = lambda lines: [{k: v for k, v in line.items() if k not in timed} for line in lines]  # noqa: E731
+    assert strip(metrics(parts)) == strip(metrics(whole))
+    a, b = load_state(parts), load_state(whole)
+    assert all(torch.equal(a["weights"][name], b["weights"][name]) for name in b["weights"])
+    assert not list(parts.rglob("*.tmp"))
+
+
+def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
+    """The loop as a whole: more even characters after 15 steps, for every objective but the tied one."""
+    rewarded(monkeypatch)
+    options = dict(batch_size=32, num_generations=8, micro_batch_size=32, rollout_batch_size=32, max_steps=15, eval_every=0)
+    for objective in ("wd1", "wd1-positive", "wd1++", "diffu-grpo"):
+        _, directory = run(tmp_path, out=objective, temperature=1.0, objective=objective, learning_rate=3e-3, beta=0.0, **options)
+        values = [line["reward"] for line in metrics(directory)[1:]]
+        assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1, objective
+
+
+def test_equal_rewards_are_counted_and_teach_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards.Sudoku, "reward", lambda *_: 0.5)
+    _, directory = run(tmp_path, weight_decay=0)
+    assert all(line["degenerate_groups"] == 1 and line["grad_norm"] == 0 for line in metrics(directory)[1:])
+    model, _ = wd1.load_model(HERE / "tiny_config.json")
+    trained, _ = wd1.load_model(directory / "model")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters()))
+
+
+def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, monkeypatch, capsys):
+    rewarded(monkeypatch)
+    healthy, calls = wd1.token_log_probs, []
+
+    def sick(*arguments):
+        calls.append(1)
+        return healthy(*arguments) * (math.nan if len(calls) in (2, 3) or len(calls) > 5 else 1)
+
+    monkeypatch.setattr(wd1, "token_log_probs", sick)
+    code, directory = run(tmp_path, max_steps=9, save_every=1)
+    assert code == 1 and "no finite loss" in capsys.readouterr().err
+    assert [line["skipped"] for line in metrics(directory)[1:]] == [1, 1, 1, 2, 2]
+    assert all(weight.isfinite().all() for weight in load_state(directory)["weights"].values())
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [(dict(task="chess"), "--task chess: unknown"), (dict(objective="ppo"), "invalid choice: 'ppo'"), (dict(bogus=1), "--bogus: no such option"),
+     (dict(gen_length=9), "gen_length 9 is not a multiple of block_length 4"), (dict(diffusion_steps=1), "denoising steps do not fit"),
+     (dict(batch_size=5), "--batch_size 5 does not fill"), (dict(batch_size=1), "--batch_size 1 does not fill"),
+     (dict(learning_rate=-1), "--learning_rate -1"), (dict(learning_rate="nan"), "--learning_rate nan"), (dict(max_steps=0), "--max_steps 0"),
+     (dict(max_steps="many"), "--max_steps: invalid"), (dict(eval_lengths=4000), "the model allows 1024"), (dict(mc_samples=3, complementary=True), "must be even"),
+     (dict(model="nowhere/at/all"), "no such directory"), (dict(data="none.csv"), "there is no such file"), (dict(blanks=13), "--blanks 13"),
+     (dict(resume=True), "no run to go on with"), (dict(lam=0), "both 0"), (dict(device="quantum"), "--device quantum")],
+    ids=str,
+)  # fmt: skip
+def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, options, expected):
+    code, directory = run(tmp_path, **options)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and error.startswith("wd1: ") and expected in error and not directory.exists()
+
+
+def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_settings(tmp_path, capsys):
+    code, directory = run(tmp_path)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert code == 0 and run(tmp_path)[0] == 2 and "holds another run" in capsys.readouterr().err
+    assert run(tmp_path, resume=True, learning_rate=0.5)[0] == 2
+    assert "--learning_rate was 0.001 and now is 0.5" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    # Without options, --resume takes the run's own.
+    assert wd1.main(["--resume", "--output_dir", str(directory), "--max_steps", "3"]) == 0
+    assert metrics(directory)[-1]["step"] == 3
+    capsys.readouterr()
+    # And its model brings the settings it was trained with.
+    assert wd1.main(["--eval_only", "--model", str(directory / "model"), "--eval_size", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"].keys() == {"8"}
+
+
+def test_the_program_as_a_command(tmp_path):
+    """A real process: interrupted by Ctrl-C it leaves a checkpoint, and --resume finishes the run."""
+    command = [sys.executable, str(HERE / "wd1.py"), *arguments(**{**FAST, "max_steps": 300, "save_every": 1, "eval_every": 0,
+               "model": HERE / "tiny_config.json", "output_dir": tmp_path / "run"})]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    while process.poll() is None and not (tmp_path / "run/checkpoint/state.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "to go on: python wd1.py --resume" in err and "Traceback" not in err, err
+    done = load_state(tmp_path / "run")["state"]["steps"]
+    assert 1 <= done < 300 and metrics(tmp_path / "run")[-1]["step"] == done
+    resume = [*command[:2], "--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", str(done + 1)]
+    finished = subprocess.run(resume, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 0 and "after: accuracy" in finished.stdout, finished.stderr
+    helped = subprocess.run([*command[:2], "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert helped.returncode == 0 and "--num_generations" in helped.stdout
+
+
+def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
+    from extras import tiny_base
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(tiny_base.RECIPE, "steps", 2)
+    monkeypatch.setitem(tiny_base.RECIPE, "batch_size", 8)
+    directory = tiny_base.tiny_base(seed=0, blanks=6)
+    monkeypatch.setattr(tiny_base, "pretrain", lambda *_: pytest.fail("made again"))
+    assert wd1.load_model(directory)[0].config.mask_token_id == 1
+    with pytest.raises(pytest.fail.Exception):
+        tiny_base.tiny_base(seed=1, blanks=6)
+    held_out = set(TASKS["sudoku"].test(blanks=6)["solution"])
+    import numpy as np
+
+    for prompt, text in tiny_base.corpus(np.random.default_rng(0), 6, 200, 0.4):
+        grid = text[len("<answer>") :][:16]
+        assert not {grid, "".join(grid[c::4] for c in range(4))} & held_out or not TASKS["sudoku"].is_test({"solution": grid})

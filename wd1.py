@@ -1,0 +1,994 @@
+"""wd1: reinforcement learning for diffusion language models, in one file.
+
+A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from a row of mask tokens and, step
+by step, fills in the positions it is surest of, in any order. Nobody can compute the probability of the finished text,
+because that is a sum over all orders. PPO and GRPO need that probability three times per update (of the old, the
+reference and the current policy) and divide one poor estimate by another.
+
+wd1 (arXiv 2507.08838) needs it once and never divides. For every prompt q it samples a group of G completions o_i,
+scores them, and *imitates the good ones and un-imitates the bad ones*:
+
+    A_i  = r_i - mean_j r_j                                 how much better than the group
+    w+_i = softmax_i(psi A),  w-_i = softmax_i(-psi A)      the shares of the best ones, and of the worst ones
+    loss = - sum_i (w+_i - w-_i) log p(o_i | q)             a weighted log-likelihood
+
+That is the whole method. The rest of the file makes each symbol concrete, in this order:
+
+    1 configuration   2 the model   3 sampling   4 likelihood   5 weights and losses
+    6 the training loop   7 evaluation   8 the command line
+
+A reader who stops after section 5 has read the paper. Shapes stand beside tensors: N prompts, G completions each, B = N G
+rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entries.
+
+    python wd1.py                                                       the demo: a laptop, a few minutes
+    python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku       the real thing: one 80 GB GPU
+    python wd1.py --help                                                every setting, with its meaning
+"""
+
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, NamedTuple, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+
+from rewards import TASKS, InputError, refusing
+
+# ================================================================================================== 1. Configuration
+
+
+def setting(default, help):
+    """A dataclass field that carries its line of `--help`."""
+    make = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(metadata={"help": help}, **make)
+
+
+@dataclass
+class Config:
+    """Every setting. The defaults are those of the published LLaDA-8B runs; PRESETS holds what differs from them."""
+
+    model: str = setting("tiny", "'tiny' (the demo's), a directory, a LLaDA config.json (random weights) or a hub id")
+    task: str = setting("sudoku", f"one of {', '.join(TASKS)}")
+    data: Optional[str] = setting(None, "a .csv or .jsonl file with the problems, instead of the task's own")
+    test_data: Optional[str] = setting(None, "a file with the held-out problems, instead of a fifth of --data")
+    blanks: int = setting(8, "sudoku: empty cells of a generated puzzle")
+    output_dir: Optional[str] = setting(None, "where the run is written; default runs/<model>-<task>-<objective>")
+    resume: bool = setting(False, "go on from the checkpoint in output_dir")
+    eval_only: bool = setting(False, "evaluate the model and stop")
+    dry_run: bool = setting(False, "print what the run would cost and stop")
+    seed: int = setting(0, "fixes everything random")
+    device: Optional[str] = setting(None, "default: cuda if there is one, else cpu")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "of arithmetic and frozen weights; auto: bfloat16 on cuda")
+
+    # The objective
+    objective: Literal["wd1", "wd1-positive", "wd1++", "diffu-grpo"] = setting("wd1", "what is optimised (section 5)")
+    likelihood: Literal["one_step", "elbo", "trajectory"] = setting("one_step", "wd1's estimate of log p(o|q) (section 4)")
+    mc_samples: int = setting(1, "forward passes per estimate: ELBO samples, or steps of the trajectory or of wd1++")
+    complementary: bool = setting(False, "elbo: score each mask together with its complement")
+    shared_masks: bool = setting(False, "elbo, one_step: a group shares its mask draws")
+    prompt_mask_prob: float = setting(0.15, "one_step, diffu-grpo: probability of masking a prompt token")
+    lam: float = setting(1.0, "strength of the KL to the sampling policy, lambda; psi = 1 / (lambda + beta)")
+    beta: Optional[float] = setting(None, "strength of the KL to the reference; default 0, for diffu-grpo 0.04")
+    epsilon: float = setting(0.5, "diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]")
+    confidence_factor: bool = setting(True, "wd1++: weigh each token with the probability the sampler gave it")
+
+    # Sampling
+    gen_length: int = setting(256, "tokens of a completion, L")
+    diffusion_steps: int = setting(128, "denoising steps of a completion, T")
+    block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
+    temperature: float = setting(0.9, "of sampling in training; evaluation is at temperature 0")
+    remasking: Literal["low_confidence", "random"] = setting("low_confidence", "which proposals are masked again")
+    cfg_scale: float = setting(0.0, "classifier-free guidance; 0 is off")
+    rollout_batch_size: int = setting(24, "completions sampled at a time; changes memory and speed")
+
+    # The update
+    max_steps: int = setting(1000, "training steps; each samples one batch")
+    batch_size: int = setting(48, "completions a step, N x G")
+    num_generations: int = setting(6, "completions a prompt, G")
+    num_iterations: int = setting(12, "gradient steps on each batch, mu")
+    micro_batch_size: int = setting(6, "completions a forward and backward pass; changes memory, not the gradient")
+    learning_rate: float = setting(3e-6, "AdamW's, at its peak")
+    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = setting("constant_with_warmup", "its shape")
+    warmup_steps: int = setting(10, "training steps until the peak")
+    weight_decay: float = setting(0.1, "AdamW's")
+    max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
+    lora_rank: int = setting(128, "rank of LoRA adapters on all linear layers (alpha: half of it); 0 trains every weight")
+    lora_dropout: float = setting(0.05, "dropout in front of the adapters")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: slower, far less memory")
+
+    # Evaluation
+    eval_size: int = setting(256, "held-out problems to evaluate on")
+    eval_lengths: list[int] = setting([128, 256, 512], "completion lengths to evaluate at")
+    eval_tokens_per_step: int = setting(2, "tokens written in a denoising step of evaluation")
+    eval_every: int = setting(100, "training steps between evaluations; 0: only before and after")
+    save_every: int = setting(20, "training steps between checkpoints")
+
+    def check(self):
+        """Completes what was left open; refuses, in one sentence, what cannot run."""
+        if self.task not in TASKS:
+            raise InputError(f"--task {self.task}: unknown; choose one of {', '.join(TASKS)}")
+        for name, value in asdict(self).items():
+            for number in value if isinstance(value, list) else [value]:
+                least = 1 if type(number) is int and name not in MAY_BE_ZERO else 0
+                if type(number) in (int, float) and not least <= number < math.inf:
+                    raise InputError(f"--{name} {number}: must be {least} or more")
+        if self.batch_size % self.num_generations or self.num_generations < 2:
+            raise InputError(
+                f"--batch_size {self.batch_size} does not fill groups of --num_generations {self.num_generations}: it must be "
+                "a multiple of it, and a group at least 2, or nothing in it is better or worse"
+            )
+        if self.complementary and self.mc_samples % 2:
+            raise InputError(f"--complementary pairs masks: --mc_samples {self.mc_samples} must be even")
+        unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
+        for length in self.eval_lengths:
+            unmasking_schedule(length, self.eval_steps(length), min(self.block_length, length))
+        if self.lam + (self.beta or 0) == 0:
+            raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
+        self.beta = self.beta if self.beta is not None else 0.04 if self.objective == "diffu-grpo" else 0.0
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.dtype == "auto":
+            self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
+        name = re.sub(r"[^\w.+-]+", "-", self.model.removesuffix("/model")).strip("-.")
+        self.output_dir = self.output_dir or f"runs/{name}-{self.task}-{self.objective}"
+
+    def eval_steps(self, length):
+        return max(length // self.eval_tokens_per_step, 1)
+
+
+MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
+PRESETS = {  # what differs from the defaults, by task, objective and model
+    "sudoku": dict(num_iterations=8),
+    "wd1++": dict(mc_samples=16),
+    "tiny": dict(
+        blanks=6, gen_length=19, diffusion_steps=10, block_length=19, temperature=1.0, rollout_batch_size=256, max_steps=60,
+        batch_size=256, num_generations=16, num_iterations=2, micro_batch_size=256, learning_rate=2e-4, lr_scheduler="linear",
+        warmup_steps=5, max_grad_norm=1.0, lora_rank=0, eval_lengths=[19], eval_tokens_per_step=1, eval_size=500,
+        eval_every=10, save_every=10,
+    ),
+}  # fmt: skip
+
+# =================================================================================================== 2. The model
+# A diffusion language model is a stock transformer without its causal mask: every position sees every other, and the
+# output at a masked position is a distribution over the token that belongs there. So real checkpoints load into stock
+# classes with `is_causal = False`; only names differ. None of a checkpoint's code is ever run.
+
+FAMILIES = {  # model_type in config.json -> stock class
+    "llada": transformers.LlamaForCausalLM, "Dream": transformers.Qwen2ForCausalLM,
+    "llama": transformers.LlamaForCausalLM, "a2d-llama": transformers.LlamaForCausalLM,
+    "qwen2": transformers.Qwen2ForCausalLM, "a2d-qwen2": transformers.Qwen2ForCausalLM,
+    "qwen3": transformers.Qwen3ForCausalLM, "a2d-qwen3": transformers.Qwen3ForCausalLM,
+}  # fmt: skip
+LLADA_CONFIG = {  # LlamaConfig's names -> LLaDA's, the first that is there (an embedding may have spare rows)
+    "hidden_size": ["d_model"], "num_hidden_layers": ["n_layers"], "num_attention_heads": ["n_heads"],
+    "num_key_value_heads": ["n_kv_heads", "n_heads"], "intermediate_size": ["mlp_hidden_size"],
+    "vocab_size": ["embedding_size", "vocab_size"], "max_position_embeddings": ["max_sequence_length"],
+    "rms_norm_eps": ["rms_norm_eps"], "rope_theta": ["rope_theta"], "tie_word_embeddings": ["weight_tying"],
+    "mask_token_id": ["mask_token_id"], "eos_token_id": ["eos_token_id"], "pad_token_id": ["pad_token_id"],
+}  # fmt: skip
+LLADA_BLOCK = {  # LLaDA's weight names within a block -> Llama's within a layer
+    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+    "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
+}  # fmt: skip
+LLADA_WEIGHTS = {
+    r"^model\.transformer\.wte\.": "model.embed_tokens.",
+    r"^model\.transformer\.ln_f\.": "model.norm.",
+    r"^model\.transformer\.ff_out\.": "lm_head.",
+} | {rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}." for theirs, ours in LLADA_BLOCK.items()}
+ONLY = {  # settings a stock class would ignore, and so compute something else: the only value they may have
+    "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
+    "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
+    "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
+    "clip_qkv": None, "use_sliding_window": False,
+}  # fmt: skip
+
+
+def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
+    """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
+
+    source: "tiny" (tiny_config.json), a LLaDA-style config.json (random weights from `seed`, a character tokenizer), a
+    directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a hub id.
+
+    Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
+    `model.config.mask_token_id` (int) and `model.config.logit_shift` (bool: the prediction for position i is read at
+    i - 1, as in Dream) set. Raises InputError, in one sentence, for anything that cannot be loaded faithfully.
+    """
+    path = find_checkpoint(source, weights=device != "meta")
+    if (path / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        with refusing(f"{path}: the LoRA adapters cannot be loaded"):
+            base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+            model, tokenizer = load_model(base, device=device, dtype=dtype)
+            return PeftModel.from_pretrained(model, path, is_trainable=True).eval(), tokenizer
+    stock, config = read_config(path)
+    if path.is_file():
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            return stock(config).to(dtype).eval(), character_tokenizer(config)
+    tokenizer = load_tokenizer(path)
+    if config.mask_token_id is None:
+        config.mask_token_id = tokenizer.mask_token_id
+    if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
+        raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
+    if device == "meta":
+        with torch.device(device):
+            return stock(config).to(dtype), tokenizer
+    with refusing(f"{path}: the weights cannot be loaded"):
+        model, info = stock.from_pretrained(
+            path, config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True
+        )
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, info[f"{kind}_keys"])):
+            raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]}")
+    model._weight_conversions = None  # or save_pretrained would write LLaDA's names under a Llama config
+    return model.to(device).eval(), tokenizer
+
+
+def find_checkpoint(source, weights=True) -> Path:
+    """The directory (or config.json) that `source` names; a hub repository is fetched, code and pickles excepted."""
+    path = Path(__file__).with_name("tiny_config.json") if source == "tiny" else Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".json"):
+        return path
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise InputError(f"--model {source}: no such directory or config.json, and not a hub id like GSAI-ML/LLaDA-8B-Instruct")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.jinja", *["*.safetensors"][: weights]]
+    with refusing(f"--model {source}: no such directory, and the hub does not give it"):
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+
+
+def read_config(path):
+    """The stock class and the config for a directory's config.json, or for such a file itself."""
+    file = path / "config.json" if path.is_dir() else path
+    with refusing(f"{file}: not a model config"):
+        raw = json.loads(file.read_text())
+        family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{file}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if family in ("llama", "qwen2", "qwen3") and raw.get("is_causal") is not False:
+        raise InputError(f"{file}: this is an autoregressive model (is_causal is not false), not a diffusion language model")
+    for name, value in ONLY.items():
+        if raw.get(name) not in (value, None):
+            raise InputError(f"{file}: {name} = {raw[name]!r} is not what {FAMILIES[family].__name__} computes; refused")
+    if family == "llada":
+        known = {ours: next((raw[name] for name in theirs if name in raw), None) for ours, theirs in LLADA_CONFIG.items()}
+        known = {name: value for name, value in known.items() if value is not None}
+    else:
+        known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
+    with refusing(f"{file}: not a valid config"):
+        config = FAMILIES[family].config_class(**known)
+    config.is_causal = config.use_cache = False
+    config.mask_token_id = raw.get("mask_token_id")
+    config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
+    return FAMILIES[family], config
+
+
+def load_tokenizer(path):
+    """Reads the tokenizer's *files* with a stock class (AutoTokenizer would offer to run a checkpoint's own)."""
+    stock = transformers.PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else transformers.Qwen2Tokenizer
+    with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
+        if stock is transformers.Qwen2Tokenizer:
+            (path / "merges.txt").read_text(), (path / "vocab.json").read_text()  # or it would be made up
+        tokenizer = stock.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def character_tokenizer(config):
+    """The tiny model's tokenizer: a token is a character, a tag, or the whole instruction of a task.
+
+    125,000 parameters do not read English; with one token per instruction they get the very prompts that LLaDA gets.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", *(task.instruction for task in TASKS.values())]
+    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
+    free = (i for i in range(config.vocab_size) if i not in special)
+    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | {v: k for k, v in special.items()}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_tokens(words)
+    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", unk_token="<|unk|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def predict_logits(model, canvas, attention_mask=None, positions=None):
+    """One forward pass: logits of the token at each position, given all unmasked tokens left and right of it.
+
+    canvas: long [B, T]. attention_mask: [B, up to T], 0 at left padding; columns beyond it, and all if None, are real.
+    positions: long [n] or [B, n], the columns to predict, the only ones the output head runs on; None for all.
+    Returns float32 [B, n, V]. Rows do not depend on their padding: positions are counted from the first real token.
+    """
+    positions = torch.arange(canvas.shape[1], device=canvas.device) if positions is None else positions
+    read_at = (positions - 1).clamp(min=0) if model.config.logit_shift else positions
+    padding = {}
+    if attention_mask is not None:
+        attention_mask = F.pad(attention_mask.long(), (0, canvas.shape[1] - attention_mask.shape[1]), value=1)
+        padding = dict(attention_mask=attention_mask, position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0))
+    return model(input_ids=canvas, logits_to_keep=read_at, use_cache=False, **padding).logits.float()
+
+
+def as_reference(model):
+    """A context in which a LoRA model is the model it adapts; any other model is its own reference."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+
+
+# ========================================================================================= 3. Sampling: the reverse process
+# Start from the prompt and L masks. At each step propose a token for every mask of the current block, write the k
+# proposals the model is surest of, and leave the rest masked. Blocks go left to right (LLaDA, arXiv 2502.09992).
+
+
+@dataclass
+class Rollout:
+    """What `generate` returns: the completions, and how they came to be."""
+
+    prompt: Tensor  # long [B, P], as given
+    attention_mask: Optional[Tensor]  # [B, P], as given
+    completion: Tensor  # long [B, L]
+    written_at: Tensor  # long [B, L]: the step that wrote each token, so that the canvas x_t masks written_at >= t
+    guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
+    confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when it was proposed
+
+
+def unmasking_schedule(gen_length, steps, block_length):
+    """The T pairs (first column of the block, tokens to write); what does not divide evenly goes to the first in line.
+
+    Raises InputError unless the blocks fill the completion and each has at least a step, and each step a token.
+    """
+    if not 1 <= block_length <= gen_length or gen_length % block_length:
+        raise InputError(f"gen_length {gen_length} is not a multiple of block_length {block_length}")
+    blocks = gen_length // block_length
+    if not blocks <= steps <= gen_length:
+        raise InputError(
+            f"{steps} denoising steps do not fit {gen_length} tokens in {blocks} blocks: use {blocks} to {gen_length} steps"
+        )
+
+    def spread(total, parts):
+        return [total // parts + (i < total % parts) for i in range(parts)]
+
+    block_steps = enumerate(spread(steps, blocks))
+    return [(block * block_length, count) for block, own in block_steps for count in spread(block_length, own)]
+
+
+@torch.no_grad()
+def generate(
+    model, prompt, *, attention_mask=None, gen_length=256, steps=128, block_length=32, temperature=0.0,
+    remasking="low_confidence", cfg_scale=0.0, generator=None, reference=None, reference_weight=0.0, trajectory=False,
+):  # fmt: skip
+    """Samples completions by iterative unmasking. Returns a Rollout, with no mask left in its completions.
+
+    prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the likeliest token.
+    remasking: "low_confidence" writes the tokens the model is surest of, "random" any.
+    cfg_scale s: logits u + (1 + s)(c - u), where u sees the prompt masked.
+    reference, reference_weight b: sample the geometric mixture, logits (1 - b) model + b reference. Passing a LoRA model
+    as its own reference means itself with the adapters off.
+    trajectory: keep guesses and confidence, which predicts all columns at every step (and so draws more noise).
+    generator: a torch.Generator on the prompt's device; it fixes every draw. Raises InputError as unmasking_schedule does.
+    """
+    schedule = unmasking_schedule(gen_length, steps, block_length)
+    if remasking not in ("low_confidence", "random"):
+        raise InputError(f"remasking {remasking!r}: must be 'low_confidence' or 'random'")
+    (rows, prompt_length), mask_id, device = prompt.shape, model.config.mask_token_id, prompt.device
+    canvas = F.pad(prompt, (0, gen_length), value=mask_id)
+    written_at = torch.zeros(rows, gen_length, dtype=torch.long, device=device)
+    guesses, confidences = [], []
+
+    def policy_logits(canvas, columns):  # [B, n, V] of the sampling policy
+        logits = predict_logits(model, canvas, attention_mask, columns)
+        if reference_weight:
+            with as_reference(reference):
+                logits = logits.lerp(predict_logits(reference, canvas, attention_mask, columns), reference_weight)
+        return logits
+
+    for step, (start, count) in enumerate(schedule):
+        block = range(prompt_length + start, prompt_length + start + block_length)
+        columns = torch.arange(prompt_length, canvas.shape[1], device=device) if trajectory else torch.tensor(block, device=device)
+        logits = policy_logits(canvas, columns)
+        if cfg_scale:
+            blind = torch.cat([torch.full_like(prompt, mask_id), canvas[:, prompt_length:]], dim=1)
+            logits = torch.lerp(policy_logits(blind, columns), logits, 1 + cfg_scale)
+        logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
+        noisy = logits
+        if temperature:
+            # argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. Noise in float32 ends at 16.6,
+            # which distorts the draw (arXiv 2409.02908); float64's ends at 36.
+            uniform = torch.rand(logits.shape, generator=generator, device=device, dtype=torch.float64)
+            noisy = logits / temperature - (-uniform.log()).log()
+        proposal = noisy.argmax(-1, keepdim=True)  # [B, n, 1]
+        confidence = (logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)).exp()  # [B, n], at temperature 1
+
+        masked = canvas[:, columns] == mask_id
+        guess = torch.where(masked, proposal[..., 0], canvas[:, columns])
+        score = confidence if remasking == "low_confidence" else torch.rand(masked.shape, generator=generator, device=device)
+        writable = masked & (columns >= block.start) & (columns < block.stop)
+        chosen = score.masked_fill(~writable, -torch.inf).topk(count).indices  # [B, count], indices into columns
+        canvas.scatter_(1, columns[chosen], guess.gather(1, chosen))
+        written_at.scatter_(1, columns[chosen] - prompt_length, step)
+        if trajectory:
+            guesses.append(guess)
+            confidences.append(confidence)
+    kept = (torch.stack(guesses, 1), torch.stack(confidences, 1)) if trajectory else ()
+    return Rollout(prompt, attention_mask, canvas[:, prompt_length:], written_at, *kept)
+
+
+# ========================================================================================= 4. The likelihood log p(o|q)
+# Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs the answers. They
+# differ only in what is hidden and how answers are weighed; a View says just that. A completion ends with its first EOS:
+# what the sampler wrote after it is no part of o, is never scored, and is hidden from the model.
+
+
+class View(NamedTuple):
+    """One forward pass of an estimate of log p(o|q)."""
+
+    hidden: Tensor  # bool [B, P+L]: what the model sees as masks
+    target: Tensor  # long [B, L]: the completion, shown where it is not hidden
+    weight: Tensor  # float [B, L]: how often the log-probability of each token counts
+
+
+def token_log_probs(model, prompt, view, attention_mask=None):
+    """log p(target_i | q, what the view shows) at every position of the completion: float [B, L], with gradient."""
+    canvas = torch.cat([prompt, view.target], dim=1).masked_fill(view.hidden, model.config.mask_token_id)
+    positions = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device)
+    logits = predict_logits(model, canvas, attention_mask, positions)  # [B, L, V]
+    return -F.cross_entropy(logits.transpose(1, 2), view.target, reduction="none")
+
+
+def log_likelihood(model, prompt, views, attention_mask=None):
+    """The estimate that `views` make of log p(o|q): float [B], with gradient."""
+    return sum((view.weight * token_log_probs(model, prompt, view, attention_mask)).sum(-1) for view in views)
+
+
+def until_eos(completion, eos_token_id):
+    """bool [B, L]: the tokens up to and including the first EOS (an id, or several)."""
+    is_eos = torch.isin(completion, torch.tensor([] if eos_token_id is None else eos_token_id, device=completion.device))
+    return is_eos.cumsum(-1) - is_eos.long() == 0
+
+
+def elbo_views(
+    config, prompt, completion, *, mc_samples=1, stratified=True, complementary=False, group_size=1, generator=None
+):
+    """The `mc_samples` Views whose estimate is `elbo`."""
+    counted = until_eos(completion, config.eos_token_id)
+    length = counted.sum(-1, keepdim=True)  # [B, 1], each row's own L
+    draws, views = mc_samples // (1 + complementary), []
+
+    def rand(columns):  # uniform [B, columns], the same for the rows of a group
+        noise = torch.rand(len(prompt) // group_size, columns, generator=generator, device=prompt.device)
+        return noise.repeat_interleave(group_size, 0)
+
+    for k in range(draws):
+        level = (k + rand(1)) / draws if stratified else rand(1)  # [B, 1], uniform between 0 and 1
+        size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}
+        # The first l tokens in a random order are a uniform subset of size l.
+        rank = rand(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
+        subsets = [(rank < size, size)]
+        if complementary:  # each of the two is half of the estimate; with all tokens in S, S is all of it
+            rest = length - size
+            subsets = [(rank < size, torch.where(rest > 0, size, size / 2)), (rank >= size, rest.clamp(min=1))]
+        for subset, divisor in subsets:
+            weight = (subset & counted) * length / (divisor * mc_samples)
+            views.append(View(F.pad(subset | ~counted, (prompt.shape[1], 0)), completion, weight))
+    return views
+
+
+def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_mask=None, **options):
+    """Monte Carlo estimate of the evidence lower bound on log p(o|q) (LLaDA, arXiv 2502.09992): float [B], with gradient.
+
+        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * sum_{i in S} log p(o_i | q, o without S) ]
+
+    It is also the mean, over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
+    [B, L]. Options, none of which changes the mean: stratified (default True) spreads the samples' levels l evenly;
+    complementary scores every S together with its complement, so that a pair of samples scores each token once (arXiv
+    2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, so that wd1, whose
+    weights sum to zero over a group, does not see the noise they have in common.
+    """
+    if options.get("complementary") and mc_samples % 2:
+        raise InputError(f"complementary masks come in pairs: mc_samples {mc_samples} must be even")
+    views = elbo_views(model.config, prompt, completion, mc_samples=mc_samples, generator=generator, **options)
+    return log_likelihood(model, prompt, views, attention_mask)
+
+
+def one_step_views(config, prompt, completion, *, prompt_mask_prob=0.15, group_size=1, generator=None):
+    """The one View whose estimate is `one_step_log_likelihood`."""
+    noise = torch.rand(len(prompt) // group_size, prompt.shape[1], generator=generator, device=prompt.device)
+    hidden = F.pad(noise.repeat_interleave(group_size, 0) < prompt_mask_prob, (0, completion.shape[1]), value=True)
+    return [View(hidden, completion, until_eos(completion, config.eos_token_id).float())]
+
+
+def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
+    """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B], with gradient.
+
+        sum_i log p(o_i | q with each token masked with probability prompt_mask_prob, nothing of o)
+
+    One forward pass and no noise from a completion mask, but biased: tokens are predicted as if independent. Options:
+    prompt_mask_prob (default 0.15), generator, group_size (rows that share a prompt mask).
+    """
+    return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
+
+
+def trajectory_views(config, rollout, steps):
+    """Views of the sampler's own path at some of its T steps, scaled up to all of them.
+
+        sum_t sum_{i written at t} log p(o_i | q, x_t)
+
+    With all steps this is the exact log-probability of the tokens in the order they were written (arXiv 2510.04019).
+    """
+    counted, total = until_eos(rollout.completion, config.eos_token_id), int(rollout.written_at.max()) + 1
+    views = []
+    for step in steps:
+        hidden = F.pad(rollout.written_at >= step, (rollout.prompt.shape[1], 0))
+        views.append(View(hidden, rollout.completion, (rollout.written_at == step) * counted * total / len(steps)))
+    return views
+
+
+def guess_views(config, rollout, steps, confidence_factor=True):
+    """wd1++: the sampler's canvas x_t at each of `steps`, with its full guess x0_t, all hidden tokens S_t of it scored:
+
+        L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|        c_k: the sampler's own probability, or 1
+    """
+    views = []
+    for step in steps:
+        hidden, guess = rollout.written_at >= step, rollout.guesses[:, step]
+        weight = hidden * until_eos(guess, config.eos_token_id) * guess.shape[1] / hidden.sum(-1, keepdim=True) ** 2
+        weight = weight * rollout.confidence[:, step] if confidence_factor else weight
+        views.append(View(F.pad(hidden, (rollout.prompt.shape[1], 0)), guess, weight))
+    return views
+
+
+# ============================================================================= 5. Advantages, group weights and losses
+# The best policy under a KL penalty is  pi*(o|q) ~ pi_old(o|q) exp(psi A(o)):  it reweighs pi_old's samples by the softmax
+# of psi A. Fitting pi to it raises their log-likelihood by w+; fitting pi away from its mirror image, exp(-psi A), is w-.
+
+
+def advantages(rewards):
+    """A = r - the group's mean, not divided by its standard deviation: [N, G] -> [N, G]."""
+    return rewards - rewards.mean(-1, keepdim=True)
+
+
+def group_weights(rewards, psi=1.0):
+    """w+ = softmax(psi A) and w- = softmax(-psi A) over each group: (w_plus, w_minus), constants, both [N, G].
+
+    Each sums to 1, so their difference sums to 0: it favours nothing in a group whose rewards are equal.
+    """
+    scaled = psi * advantages(rewards.detach())
+    return scaled.softmax(-1), (-scaled).softmax(-1)
+
+
+def wd1_loss(log_likelihood, w_plus, w_minus):
+    """L = - sum_i (w+_i - w-_i) log p(o_i|q), averaged over the N groups: all [N, G], returns a scalar."""
+    return -((w_plus - w_minus) * log_likelihood).sum(-1).mean()
+
+
+def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted, epsilon=0.5, beta=0.04):
+    """The baseline, diffu-GRPO (d1, arXiv 2504.12216): a clipped ratio and a KL penalty per token, averaged.
+
+    log_probs, old_log_probs, ref_log_probs: [B, L], one-step estimates under one prompt mask; advantages [B]; counted
+    bool [B, L]. Returns the mean over counted tokens of  -min(ratio A, clip(ratio) A) + beta k3, where
+    k3 = ref/pi - log(ref/pi) - 1 >= 0 estimates KL(pi || ref).
+    """
+    ratio, advantages = (log_probs - old_log_probs).exp(), advantages[:, None]
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
+    log_ref_ratio = ref_log_probs - log_probs
+    k3 = log_ref_ratio.exp() - log_ref_ratio - 1
+    return ((beta * k3 - gain) * counted).sum() / counted.sum()
+
+
+# ================================================================================================ 6. The training loop
+
+
+def set_up(config):
+    """All that a run needs, checked before anything is written: (model, tokenizer, training set, held-out set)."""
+    task, source = TASKS[config.task], config.model
+    files = dict(data=config.data, test_data=config.test_data, seed=config.seed, blanks=config.blanks)
+    test_set = task.test(**files)
+    test_set = test_set.select(range(min(config.eval_size, len(test_set))))
+    train_set = test_set if config.eval_only else task.train(**files)
+    if (config.model, config.task) == ("tiny", "sudoku") and not config.dry_run:
+        from extras.tiny_base import tiny_base  # the demo's base model, pretrained once and kept
+
+        source = tiny_base(config.seed, config.blanks)
+    dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
+    device = "meta" if config.dry_run else config.device
+    model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed)
+    prompts = with_template(tokenizer, [*train_set["prompt"], *test_set["prompt"]])
+    longest = max(map(len, tokenizer(prompts).input_ids)) + max(config.gen_length, *config.eval_lengths)
+    if longest > model.config.max_position_embeddings:
+        raise InputError(
+            f"the longest prompt with its completion has {longest} tokens, and the model allows "
+            f"{model.config.max_position_embeddings}: lower --gen_length and --eval_lengths, or leave out long problems"
+        )
+    if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(config.seed)
+        alpha = config.lora_rank // 2 or 1
+        lora = LoraConfig(r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules="all-linear")
+        lora.base_model_name_or_path = str(Path(source).resolve() if Path(source).exists() else source)
+        model = get_peft_model(model, lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, tokenizer, train_set, test_set
+
+
+def with_template(tokenizer, prompts):
+    """The prompts as the tokenizer's chat template writes a user's turn, if it has one."""
+    if not tokenizer.chat_template:
+        return list(prompts)
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+
+
+def sample(model, tokenizer, prompts, config, gen_length, steps, **options) -> Rollout:
+    """A completion for each prompt, `rollout_batch_size` at a time."""
+    prompts = with_template(tokenizer, prompts)
+    special = not tokenizer.chat_template  # a template writes its own special tokens
+    batch = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=special, return_tensors="pt")
+    batch = batch.to(config.device)
+    mask = None if batch.attention_mask.all() else batch.attention_mask
+    model.eval()
+    parts = [
+        generate(
+            model, batch.input_ids[rows], attention_mask=None if mask is None else mask[rows], gen_length=gen_length,
+            steps=steps, block_length=min(config.block_length, gen_length), remasking=config.remasking,
+            cfg_scale=config.cfg_scale, **options,
+        )
+        for rows in torch.arange(len(prompts)).split(config.rollout_batch_size)
+    ]  # fmt: skip
+    columns = zip(*(vars(part).values() for part in parts))
+    return Rollout(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+def decode(tokenizer, tokens):
+    """The texts of completions [B, L], each up to its first EOS."""
+    kept = until_eos(tokens, tokenizer.eos_token_id)
+    return [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, kept)]
+
+
+def collect(model, tokenizer, reference, examples, config):
+    """Samples G completions for each of N examples and scores them: (rollout, texts, rewards [N, G], weights).
+
+    The weights are a pair (w+, w-): [B, 1], or for wd1++, which scores the guesses of all T steps, [B, T].
+    """
+    task, rows = TASKS[config.task], [example for example in examples for _ in range(config.num_generations)]
+    stepwise, mixture = config.objective == "wd1++", {}
+    if config.beta and config.objective != "diffu-grpo":
+        mixture = dict(reference=reference, reference_weight=config.beta / (config.lam + config.beta))
+    rollout = sample(
+        model, tokenizer, [row["prompt"] for row in rows], config, config.gen_length, config.diffusion_steps,
+        temperature=config.temperature, trajectory=stepwise, **mixture,
+    )  # fmt: skip
+    texts = decode(tokenizer, rollout.completion)
+    rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)], device=config.device)
+    judged = rewards
+    if stepwise:
+        guesses = decode(tokenizer, rollout.guesses.flatten(0, 1))
+        judged = [task.reward(guess, rows[i // config.diffusion_steps]) for i, guess in enumerate(guesses)]
+        judged = torch.tensor(judged, device=config.device)
+    w_plus, w_minus = group_weights(judged.view(len(examples), -1), psi=1 / (config.lam + config.beta))
+    w_minus = w_minus * (config.objective != "wd1-positive")
+    return rollout, texts, rewards.view(len(examples), -1), (w_plus.view(len(rows), -1), w_minus.view(len(rows), -1))
+
+
+def draw_views(config, model_config, rollout):
+    """The passes of one gradient step, with fresh masks: [(k, View)], where k is the column of the weights it learns by."""
+    prompt, completion = rollout.prompt, rollout.completion
+    group_size = config.num_generations if config.shared_masks else 1
+    steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()
+    if config.objective == "wd1++":
+        return list(zip(steps, guess_views(model_config, rollout, steps, config.confidence_factor)))
+    if config.objective == "diffu-grpo" or config.likelihood == "one_step":
+        options = dict(prompt_mask_prob=config.prompt_mask_prob, group_size=group_size)
+        views = one_step_views(model_config, prompt, completion, **options)
+    elif config.likelihood == "elbo":
+        options = dict(mc_samples=config.mc_samples, complementary=config.complementary, group_size=group_size)
+        views = elbo_views(model_config, prompt, completion, **options)
+    else:
+        views = trajectory_views(model_config, rollout, steps)
+    return [(0, view) for view in views]
+
+
+def micro_batches(model, config, rollout, view):
+    """Yields (rows, log-probabilities [b, L]) of a view, `micro_batch_size` rows at a time."""
+    for rows in torch.arange(len(rollout.prompt), device=rollout.prompt.device).split(config.micro_batch_size):
+        mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
+        yield rows, token_log_probs(model, rollout.prompt[rows], View(*(part[rows] for part in view)), mask)
+
+
+@torch.no_grad()
+def fixed_log_probs(model, config, rollout, updates):
+    """diffu-GRPO's constants: the log-probabilities [B, L] of each update's one view under a policy that stays as it is."""
+    return [torch.cat([part for _, part in micro_batches(model, config, rollout, view)]) for [(_, view)] in updates]
+
+
+def learn(model, reference, optimizer, rollout, rewards, weights, config):
+    """The mu gradient steps on a batch; returns their mean loss and gradient norm, and how many were skipped.
+
+    Every loss is a sum over rows and views, so micro-batches go backward one by one: they change memory, not gradients.
+    """
+    updates = [draw_views(config, model.config, rollout) for _ in range(config.num_iterations)]
+    if config.objective == "diffu-grpo":
+        advantage, old = advantages(rewards).flatten(), fixed_log_probs(model, config, rollout, updates)
+        with as_reference(reference):
+            ref = fixed_log_probs(reference, config, rollout, updates) if reference else old
+    w_plus, w_minus = weights
+    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+    losses, norms = [], []
+    model.train()
+    for update, views in enumerate(updates):
+        optimizer.zero_grad()
+        total = 0.0
+        for k, view in views:
+            for rows, log_probs in micro_batches(model, config, rollout, view):
+                if config.objective == "diffu-grpo":
+                    counted = view.weight.bool()
+                    terms = log_probs, old[update][rows], ref[update][rows], advantage[rows], counted[rows]
+                    loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
+                else:
+                    log_p = (view.weight[rows] * log_probs).sum(-1)  # [b], this view's part of log p(o|q)
+                    loss = wd1_loss(log_p[None], w_plus[None, rows, k], w_minus[None, rows, k]) / len(rewards)
+                loss.backward()
+                total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm).item()
+        if math.isfinite(total) and math.isfinite(norm):  # a step along anything else would ruin the weights
+            optimizer.step()
+            losses.append(total)
+            norms.append(norm)
+    mean = {"loss": fmean(losses), "grad_norm": fmean(norms)} if losses else {"loss": None, "grad_norm": None}
+    return {**mean, "skipped": len(updates) - len(losses)}
+
+
+def examples_of(step, config, train_set):
+    """The N training problems of a step: epoch after epoch, each in a random order of its own."""
+    for position in range(step * config.batch_size, (step + 1) * config.batch_size, config.num_generations):
+        epoch, place = divmod(position // config.num_generations, len(train_set))
+        yield train_set[int(np.random.default_rng([config.seed, epoch]).permutation(len(train_set))[place])]
+
+
+MAY_CHANGE = "max_steps resume device output_dir save_every eval_every rollout_batch_size micro_batch_size".split()
+
+
+def open_run(config):
+    """Decides, before anything is computed or written, if output_dir can be used: (directory, checkpoint or None)."""
+    run = Path(config.output_dir)
+    if not config.resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise InputError(f"--output_dir {run} holds another run: --resume goes on with it, or choose another directory")
+        return run, None
+    with refusing(f"--resume: {run} holds no run to go on with"):
+        before = json.loads((run / "config.json").read_text())
+    for name, value in asdict(config).items():
+        if name not in MAY_CHANGE and before.get(name) != value:
+            raise InputError(f"--resume: --{name} was {before.get(name)} and now is {value}: start a new run to change it")
+    checkpoint = run / "checkpoint" / "state.pt"
+    with refusing(f"{checkpoint} cannot be read; delete it to start the run anew"):
+        return run, torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
+
+
+def replace(path, write):
+    """Calls `write(a temporary path)`, then renames it: the file is whole, or as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def graceful_stop():
+    """A list that Ctrl-C or SIGTERM fills, so that the loop can finish its step; a second one ends the program at once."""
+    stop, previous = [], {}
+
+    def ask(number, _):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield stop
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def train(config):
+    """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json."""
+    from extras.pictures import plot_run
+    from extras.watch import show
+
+    config.check()
+    run, saved = open_run(config)
+    model, tokenizer, train_set, test_set = set_up(config)
+    reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta else None
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
+    scheduler = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps)
+    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
+    if saved:
+        state = saved["state"]
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        for name, weight in weights.items():
+            weight.data.copy_(saved["weights"][name])
+    for network in {model, reference} - {None}:
+        network.register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
+
+    (run / "checkpoint").mkdir(parents=True, exist_ok=True)
+    replace(run / "config.json", lambda path: path.write_text(json.dumps(asdict(config), indent=2) + "\n"))
+    for name in ("metrics.jsonl", "samples.jsonl"):  # what was logged after the checkpoint is about to happen again
+        lines = (run / name).read_text().splitlines(keepends=True) if (run / name).exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state["steps"]]
+        replace(run / name, lambda path: path.write_text("".join(kept)))
+
+    def log(name, **line):
+        with (run / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    started, failures, dtype = time.time() - state["seconds"], 0, getattr(torch, config.dtype)
+    with graceful_stop() as stop, torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32):
+        if state["before"] is None:
+            state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
+            log("metrics.jsonl", step=0, eval=state["before"])
+            show(model, tokenizer, test_set[0], config, "before")
+        bar = tqdm(range(state["steps"], config.max_steps), config.objective, config.max_steps, initial=state["steps"])
+        for step in bar:
+            begin = time.time()
+            torch.manual_seed(config.seed * 1_000_003 + step)  # a step's draws depend on its number alone
+            examples = list(examples_of(step, config, train_set))
+            rollout, texts, rewards, group = collect(model, tokenizer, reference, examples, config)
+            tokens_per_second = rollout.completion.numel() / (time.time() - begin)
+            learned = learn(model, reference, optimizer, rollout, rewards, group, config)
+            scheduler.step()
+            failures = failures + 1 if learned["loss"] is None else 0
+            if failures == 3:
+                raise FloatingPointError(
+                    f"no finite loss and gradient in 3 training steps: stopped at step {step + 1}; {run}/checkpoint holds the "
+                    "last good weights, and a lower --learning_rate may help"
+                )
+            rows = [example for example in examples for _ in range(config.num_generations)]
+            state["steps"], state["skipped_steps"] = step + 1, state["skipped_steps"] + learned["skipped"]
+            metrics = {
+                "reward": rewards.mean().item(),
+                "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
+                "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+                "length": until_eos(rollout.completion, tokenizer.eos_token_id).sum(1).float().mean().item(),
+                **learned, "learning_rate": scheduler.get_last_lr()[0], "tokens_per_second": tokens_per_second,
+            }  # fmt: skip
+            done = step + 1 == config.max_steps
+            if done or (config.eval_every and (step + 1) % config.eval_every == 0):
+                metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
+            state["seconds"] = time.time() - started
+            log("metrics.jsonl", step=step + 1, **metrics, **{name: state[name] for name in ("seconds", "forward_passes")})
+            for text, reward in zip(texts, rewards[0].tolist()):
+                log("samples.jsonl", step=step + 1, prompt=examples[0]["prompt"], completion=text, reward=reward)
+            shown = {name: metrics[name] for name in ("reward", "accuracy", "loss", "tokens_per_second")}
+            bar.set_postfix({**shown, "held-out": state["after"]["accuracy"]})
+            if done or stop or (step + 1) % config.save_every == 0:
+                parts = dict(weights=weights, optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), state=state)
+                replace(run / "checkpoint" / "state.pt", lambda path: torch.save(parts, path))
+            if stop and not done:
+                raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run}")
+        show(model, tokenizer, test_set[0], config, "after")
+
+    shutil.rmtree(run / "model", ignore_errors=True)
+    model.save_pretrained(run / "model")
+    tokenizer.save_pretrained(run / "model")
+    replace(run / "summary.json", lambda path: path.write_text(json.dumps(state, indent=2) + "\n"))
+    plot_run(run)
+    return state
+
+
+# ==================================================================================================== 7. Evaluation
+
+
+def evaluate_model(model, tokenizer, test_set, config):
+    """{"accuracy", "reward", "lengths": {L: {"accuracy", "reward"}}} over held-out problems at temperature 0.
+
+    The first two are those of the length nearest to gen_length.
+    """
+    task, lengths = TASKS[config.task], {}
+    for length in config.eval_lengths:
+        rollout = sample(model, tokenizer, test_set["prompt"], config, length, config.eval_steps(length))
+        answers = list(zip(decode(tokenizer, rollout.completion), test_set))
+        lengths[str(length)] = {
+            "accuracy": fmean(task.correct(text, example) for text, example in answers),
+            "reward": fmean(task.reward(text, example) for text, example in answers),
+        }
+    nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
+    return {**lengths[str(nearest)], "lengths": lengths}
+
+
+def evaluate(config):
+    """Evaluates a model on the held-out problems; trains and writes nothing. Returns what evaluate_model returns."""
+    config.eval_only = True
+    config.check()
+    model, tokenizer, _, test_set = set_up(config)
+    dtype = getattr(torch, config.dtype)
+    with torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32):
+        return evaluate_model(model, tokenizer, test_set, config)
+
+
+def plan(config):
+    """What a run would cost, counted on a model without weights: a dict. Memory is an estimate, in GB of 10^9 bytes."""
+    config.check()
+    model = set_up(config)[0]
+    shape, weights = model.config, list(model.parameters())
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    rows, width = config.micro_batch_size, 2 if config.dtype == "bfloat16" else 4
+    tokens = rows * (config.gen_length + 256)  # with a prompt of 256
+    # Kept for the backward pass per token and layer: about 16 hidden and 4 MLP widths, or the layer's input alone.
+    layer = 16 * shape.hidden_size + 4 * shape.intermediate_size
+    kept = shape.hidden_size * shape.num_hidden_layers + layer if config.gradient_checkpointing else layer * shape.num_hidden_layers
+    chunks = math.ceil(config.batch_size / config.rollout_batch_size)
+    mixture = bool(config.beta) and config.objective != "diffu-grpo"
+    views = 3 if config.objective == "diffu-grpo" else 1 if config.likelihood == "one_step" and config.objective != "wd1++" else config.mc_samples
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "trainable_parameters": trained,
+        "weights_GB": sum(weight.numel() * weight.element_size() for weight in weights) / 1e9,
+        "gradients_and_adam_GB": 12 * trained / 1e9,
+        "activations_GB": tokens * kept * width / 1e9,
+        "logits_GB": 3 * 4 * rows * config.gen_length * shape.vocab_size / 1e9,
+        "samples_per_step": config.batch_size,
+        "sampling_forward_passes_per_step": config.diffusion_steps * chunks * (1 + bool(config.cfg_scale)) * (1 + mixture),
+        "update_forward_passes_per_step": config.num_iterations * views * math.ceil(config.batch_size / rows),
+    }
+
+
+# ============================================================================================== 8. The command line
+
+
+def parse_arguments(argv):
+    """The command line as a Config. What it leaves open comes from the run to resume, else from PRESETS."""
+    parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0], allow_abbrev=False)
+
+    def refuse(message):
+        raise InputError(message)
+
+    parser.error = refuse
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        refuse(f"{unknown[0]}: no such option; python wd1.py --help lists them")
+    for name in (given.task, given.objective, given.model):
+        parser.set_defaults(**PRESETS.get(name, {}))
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def main(argv=None):
+    """Runs the program; returns its exit code: 0, 1 for a run that diverged, 2 for input that cannot be used."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = parse_arguments(argv)
+        if config.dry_run:
+            print(json.dumps(plan(config), indent=2))
+        elif config.eval_only:
+            print(json.dumps(evaluate(config), indent=2))
+        else:
+            summary = train(config)
+            for when in ("before", "after"):
+                print(f"{when:>6}: accuracy {summary[when]['accuracy']:.1%}, reward {summary[when]['reward']:.3f}")
+            print(f"{config.output_dir}/curve.png shows how it went; {config.output_dir}/model is the trained model")
+        return 0
+    except (InputError, FloatingPointError) as error:
+        print(f"wd1: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
