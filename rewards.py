@@ -11,6 +11,7 @@ import csv
 import functools
 import itertools
 import json
+import random
 import re
 import zlib
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ class Sudoku(Task):
     """4x4 sudoku. An example has "puzzle" and "solution", 16 digits each, row by row, 0 for a blank.
 
     There are only 288 solution grids, so puzzles are split by *solution*: otherwise memorising would pass for solving
-    (arXiv 2510.09541).
+    (arXiv 2510.09541). A grid and its transpose are on one side, so that not even a grid read by columns is shared.
     """
 
     instruction = (
@@ -239,7 +240,8 @@ class Sudoku(Task):
         return example["puzzle"]
 
     def key(self, example):
-        return example["solution"]
+        grid = example["solution"]
+        return min(grid, "".join(grid[column::4] for column in range(4)))
 
     def grid(self, completion: str) -> str | None:
         """The digits of the answer, padded with 0 or cut to 16; None without an answer."""
@@ -305,19 +307,14 @@ class Countdown(Task):
 
     def problems(self, split, seed, blanks):
         """Three numbers from 1 to 99 and a target from 10 to 100 that can be reached: 20,000 and 256 problems."""
-        rng = np.random.default_rng([seed, split == "test"])
+        rng = random.Random(f"{seed} {split}")
         size, examples = 256 if split == "test" else 20_000, []
         while len(examples) < size:
-            nums = rng.integers(1, 100, 3).tolist()
-            a, b, c = (Fraction(n) for n in rng.permutation(nums).tolist())
-            first, second = rng.choice(list(OPERATIONS.values()), 2)
-            pair = first(a, b)
-            # Half of the targets are (a . b) . c, half c . (a . b).
-            if second is OPERATIONS[ast.Div] and 0 in (pair, c):
-                continue
-            target = second(pair, c) if rng.random() < 0.5 else second(c, pair)
-            example = {"nums": nums, "target": int(target)}
-            if target == int(target) and 10 <= target <= 100 and self.is_test(example) == (split == "test"):
+            a, b, c = (rng.randint(1, 99) for _ in range(3))
+            pair = rng.choice([a + b, a - b, a * b] + [a // b] * (a % b == 0))
+            target = rng.choice([pair + c, pair - c, c - pair, pair * c] + [pair // c] * (pair % c == 0))
+            example = {"nums": rng.sample([a, b, c], 3), "target": target}
+            if 10 <= target <= 100 and self.is_test(example) == (split == "test"):
                 examples.append(example)
         return examples
 

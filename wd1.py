@@ -33,9 +33,8 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -93,8 +92,6 @@ class Config:
     diffusion_steps: int = setting(128, "denoising steps of a completion, T")
     block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
     temperature: float = setting(0.9, "of sampling in training; evaluation is at temperature 0")
-    remasking: Literal["low_confidence", "random"] = setting("low_confidence", "which proposals are masked again")
-    cfg_scale: float = setting(0.0, "classifier-free guidance; 0 is off")
     rollout_batch_size: int = setting(24, "completions sampled at a time; changes memory and speed")
 
     # The update
@@ -108,14 +105,12 @@ class Config:
     warmup_steps: int = setting(10, "training steps until the peak")
     weight_decay: float = setting(0.1, "AdamW's")
     max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
-    lora_rank: int = setting(128, "rank of LoRA adapters on all linear layers (alpha: half of it); 0 trains every weight")
-    lora_dropout: float = setting(0.05, "dropout in front of the adapters")
+    lora_rank: int = setting(128, "rank of LoRA adapters on all linear layers (alpha half of it, dropout 0.05); 0: train all")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: slower, far less memory")
 
     # Evaluation
     eval_size: int = setting(256, "held-out problems to evaluate on")
-    eval_lengths: list[int] = setting([128, 256, 512], "completion lengths to evaluate at")
-    eval_tokens_per_step: int = setting(2, "tokens written in a denoising step of evaluation")
+    eval_lengths: list[int] = setting([128, 256, 512], "completion lengths to evaluate at, with two tokens a step")
     eval_every: int = setting(100, "training steps between evaluations; 0: only before and after")
     save_every: int = setting(20, "training steps between checkpoints")
 
@@ -135,20 +130,23 @@ class Config:
             )
         if self.complementary and self.mc_samples % 2:
             raise InputError(f"--complementary pairs masks: --mc_samples {self.mc_samples} must be even")
+        if self.beta is None:
+            self.beta = 0.04 if self.objective == "diffu-grpo" else 0.0
+        if self.lam + self.beta == 0:
+            raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
         unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
         for length in self.eval_lengths:
-            unmasking_schedule(length, self.eval_steps(length), min(self.block_length, length))
-        if self.lam + (self.beta or 0) == 0:
-            raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
-        self.beta = self.beta if self.beta is not None else 0.04 if self.objective == "diffu-grpo" else 0.0
+            unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        with refusing(f"--device {self.device}: cannot be used"):
+            torch.empty(0, device=self.device)
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
-        name = re.sub(r"[^\w.+-]+", "-", self.model.removesuffix("/model")).strip("-.")
-        self.output_dir = self.output_dir or f"runs/{name}-{self.task}-{self.objective}"
+        self.output_dir = self.output_dir or self.default_output_dir()
 
-    def eval_steps(self, length):
-        return max(length // self.eval_tokens_per_step, 1)
+    def default_output_dir(self):
+        name = re.sub(r"[^\w.+-]+", "-", self.model.removesuffix("/model")).strip("-.")
+        return f"runs/{name}-{self.task}-{self.objective}"
 
 
 MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
@@ -156,10 +154,10 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
     "sudoku": dict(num_iterations=8),
     "wd1++": dict(mc_samples=16),
     "tiny": dict(
-        blanks=6, gen_length=19, diffusion_steps=10, block_length=19, temperature=1.0, rollout_batch_size=256, max_steps=60,
-        batch_size=256, num_generations=16, num_iterations=2, micro_batch_size=256, learning_rate=2e-4, lr_scheduler="linear",
-        warmup_steps=5, max_grad_norm=1.0, lora_rank=0, eval_lengths=[19], eval_tokens_per_step=1, eval_size=500,
-        eval_every=10, save_every=10,
+        blanks=6, likelihood="elbo", mc_samples=2, shared_masks=True, gen_length=19, diffusion_steps=10, block_length=19,
+        temperature=1.0, rollout_batch_size=256, max_steps=60, batch_size=256, num_generations=16, num_iterations=2,
+        micro_batch_size=256, learning_rate=1e-4, lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0, lora_rank=0,
+        eval_lengths=[19], eval_size=500, eval_every=10, save_every=10,
     ),
 }  # fmt: skip
 
@@ -170,28 +168,28 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 
 FAMILIES = {  # model_type in config.json -> stock class
     "llada": transformers.LlamaForCausalLM, "Dream": transformers.Qwen2ForCausalLM,
-    "llama": transformers.LlamaForCausalLM, "a2d-llama": transformers.LlamaForCausalLM,
-    "qwen2": transformers.Qwen2ForCausalLM, "a2d-qwen2": transformers.Qwen2ForCausalLM,
-    "qwen3": transformers.Qwen3ForCausalLM, "a2d-qwen3": transformers.Qwen3ForCausalLM,
+    **{prefix + "llama": transformers.LlamaForCausalLM for prefix in ("", "a2d-")},
+    **{prefix + "qwen2": transformers.Qwen2ForCausalLM for prefix in ("", "a2d-")},
+    **{prefix + "qwen3": transformers.Qwen3ForCausalLM for prefix in ("", "a2d-")},
 }  # fmt: skip
-LLADA_CONFIG = {  # LlamaConfig's names -> LLaDA's, the first that is there (an embedding may have spare rows)
-    "hidden_size": ["d_model"], "num_hidden_layers": ["n_layers"], "num_attention_heads": ["n_heads"],
-    "num_key_value_heads": ["n_kv_heads", "n_heads"], "intermediate_size": ["mlp_hidden_size"],
-    "vocab_size": ["embedding_size", "vocab_size"], "max_position_embeddings": ["max_sequence_length"],
-    "rms_norm_eps": ["rms_norm_eps"], "rope_theta": ["rope_theta"], "tie_word_embeddings": ["weight_tying"],
-    "mask_token_id": ["mask_token_id"], "eos_token_id": ["eos_token_id"], "pad_token_id": ["pad_token_id"],
+LLADA_CONFIG = {  # LLaDA's setting -> Llama's; a later line wins (an embedding may have spare rows)
+    "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads", "mlp_hidden_size": "intermediate_size", "vocab_size": "vocab_size",
+    "embedding_size": "vocab_size", "max_sequence_length": "max_position_embeddings", "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta", "weight_tying": "tie_word_embeddings", "eos_token_id": "eos_token_id",
+    "pad_token_id": "pad_token_id",
 }  # fmt: skip
 LLADA_BLOCK = {  # LLaDA's weight names within a block -> Llama's within a layer
     "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
     "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
     "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
 }  # fmt: skip
-LLADA_WEIGHTS = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
+LLADA_WEIGHTS = {  # as patterns; no other family's names match them
+    r"^model\.transformer\.wte\.": "model.embed_tokens.", r"^model\.transformer\.ln_f\.": "model.norm.",
     r"^model\.transformer\.ff_out\.": "lm_head.",
-} | {rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}." for theirs, ours in LLADA_BLOCK.items()}
-ONLY = {  # settings a stock class would ignore, and so compute something else: the only value they may have
+    **{rf"^model\.transformer\.blocks\.(\d+)\.{llada}\.": rf"model.layers.\1.{llama}." for llada, llama in LLADA_BLOCK.items()},
+}  # fmt: skip
+ONLY = {  # settings that a stock class would ignore, and so compute something else: the one value they may have
     "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
     "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
     "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
@@ -203,7 +201,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
 
     source: "tiny" (tiny_config.json), a LLaDA-style config.json (random weights from `seed`, a character tokenizer), a
-    directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a hub id.
+    directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a hub id. On device "meta" the model
+    has shapes and no weights.
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int) and `model.config.logit_shift` (bool: the prediction for position i is read at
@@ -219,17 +218,20 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
             return PeftModel.from_pretrained(model, path, is_trainable=True).eval(), tokenizer
     stock, config = read_config(path)
     if path.is_file():
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(seed)
-            return stock(config).to(dtype).eval(), character_tokenizer(config)
-    tokenizer = load_tokenizer(path)
+        from extras.tiny import character_tokenizer
+
+        tokenizer = character_tokenizer(config)
+    else:
+        with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
+            tokenizer = load_tokenizer(path)
     if config.mask_token_id is None:
         config.mask_token_id = tokenizer.mask_token_id
     if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
         raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
-    if device == "meta":
-        with torch.device(device):
-            return stock(config).to(dtype), tokenizer
+    if path.is_file() or device == "meta":
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            return stock(config).to(dtype).eval(), tokenizer
     with refusing(f"{path}: the weights cannot be loaded"):
         model, info = stock.from_pretrained(
             path, config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True
@@ -250,13 +252,13 @@ def find_checkpoint(source, weights=True) -> Path:
         raise InputError(f"--model {source}: no such directory or config.json, and not a hub id like GSAI-ML/LLaDA-8B-Instruct")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.jinja", *["*.safetensors"][: weights]]
     with refusing(f"--model {source}: no such directory, and the hub does not give it"):
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
+        return Path(snapshot_download(str(source), allow_patterns=files))
 
 
 def read_config(path):
-    """The stock class and the config for a directory's config.json, or for such a file itself."""
+    """The stock class and its config for a directory's config.json, or for such a file itself."""
     file = path / "config.json" if path.is_dir() else path
     with refusing(f"{file}: not a model config"):
         raw = json.loads(file.read_text())
@@ -268,11 +270,9 @@ def read_config(path):
     for name, value in ONLY.items():
         if raw.get(name) not in (value, None):
             raise InputError(f"{file}: {name} = {raw[name]!r} is not what {FAMILIES[family].__name__} computes; refused")
+    known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
     if family == "llada":
-        known = {ours: next((raw[name] for name in theirs if name in raw), None) for ours, theirs in LLADA_CONFIG.items()}
-        known = {name: value for name, value in known.items() if value is not None}
-    else:
-        known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
+        known = {ours: raw[theirs] for theirs, ours in LLADA_CONFIG.items() if raw.get(theirs) is not None}
     with refusing(f"{file}: not a valid config"):
         config = FAMILIES[family].config_class(**known)
     config.is_causal = config.use_cache = False
@@ -282,33 +282,14 @@ def read_config(path):
 
 
 def load_tokenizer(path):
-    """Reads the tokenizer's *files* with a stock class (AutoTokenizer would offer to run a checkpoint's own)."""
-    stock = transformers.PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else transformers.Qwen2Tokenizer
-    with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
-        if stock is transformers.Qwen2Tokenizer:
-            (path / "merges.txt").read_text(), (path / "vocab.json").read_text()  # or it would be made up
-        tokenizer = stock.from_pretrained(path)
+    """Reads the tokenizer's *files* with a stock class; AutoTokenizer would offer to run the checkpoint's own."""
+    if (path / "tokenizer.json").is_file():
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path)
+    else:
+        vocab, merges = (path / name for name in ("vocab.json", "merges.txt"))
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(path) if vocab.stat() and merges.stat() else None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
-
-
-def character_tokenizer(config):
-    """The tiny model's tokenizer: a token is a character, a tag, or the whole instruction of a task.
-
-    125,000 parameters do not read English; with one token per instruction they get the very prompts that LLaDA gets.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    words = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", *(task.instruction for task in TASKS.values())]
-    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
-    free = (i for i in range(config.vocab_size) if i not in special)
-    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | {v: k for k, v in special.items()}
-    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_tokens(words)
-    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", unk_token="<|unk|>")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None):
@@ -358,13 +339,8 @@ def unmasking_schedule(gen_length, steps, block_length):
         raise InputError(f"gen_length {gen_length} is not a multiple of block_length {block_length}")
     blocks = gen_length // block_length
     if not blocks <= steps <= gen_length:
-        raise InputError(
-            f"{steps} denoising steps do not fit {gen_length} tokens in {blocks} blocks: use {blocks} to {gen_length} steps"
-        )
-
-    def spread(total, parts):
-        return [total // parts + (i < total % parts) for i in range(parts)]
-
+        raise InputError(f"{gen_length} tokens in {blocks} blocks take {blocks} to {gen_length} denoising steps, not {steps}")
+    spread = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
     block_steps = enumerate(spread(steps, blocks))
     return [(block * block_length, count) for block, own in block_steps for count in spread(block_length, own)]
 
@@ -401,7 +377,7 @@ def generate(
 
     for step, (start, count) in enumerate(schedule):
         block = range(prompt_length + start, prompt_length + start + block_length)
-        columns = torch.arange(prompt_length, canvas.shape[1], device=device) if trajectory else torch.tensor(block, device=device)
+        columns = torch.tensor(range(prompt_length, canvas.shape[1]) if trajectory else block, device=device)  # to predict
         logits = policy_logits(canvas, columns)
         if cfg_scale:
             blind = torch.cat([torch.full_like(prompt, mask_id), canvas[:, prompt_length:]], dim=1)
@@ -525,32 +501,29 @@ def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, *
     return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
 
 
-def trajectory_views(config, rollout, steps):
-    """Views of the sampler's own path at some of its T steps, scaled up to all of them.
+def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
+    """Views of the sampler's own path: the canvas x_t at some of its T denoising steps.
+
+    By default they score the tokens written at t and are scaled up to all T steps; with all steps the estimate is exactly
+    the log-probability of the tokens in the order they were written (arXiv 2510.04019):
 
         sum_t sum_{i written at t} log p(o_i | q, x_t)
 
-    With all steps this is the exact log-probability of the tokens in the order they were written (arXiv 2510.04019).
+    For wd1++ (guesses=True) each view stands alone and scores the sampler's full guess x0_t at all hidden tokens S_t, with
+    c_k the probability the sampler gave the token (or 1, without confidence_factor):
+
+        L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|
     """
-    counted, total = until_eos(rollout.completion, config.eos_token_id), int(rollout.written_at.max()) + 1
-    views = []
+    views, total = [], int(rollout.written_at.max()) + 1
     for step in steps:
-        hidden = F.pad(rollout.written_at >= step, (rollout.prompt.shape[1], 0))
-        views.append(View(hidden, rollout.completion, (rollout.written_at == step) * counted * total / len(steps)))
-    return views
-
-
-def guess_views(config, rollout, steps, confidence_factor=True):
-    """wd1++: the sampler's canvas x_t at each of `steps`, with its full guess x0_t, all hidden tokens S_t of it scored:
-
-        L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|        c_k: the sampler's own probability, or 1
-    """
-    views = []
-    for step in steps:
-        hidden, guess = rollout.written_at >= step, rollout.guesses[:, step]
-        weight = hidden * until_eos(guess, config.eos_token_id) * guess.shape[1] / hidden.sum(-1, keepdim=True) ** 2
-        weight = weight * rollout.confidence[:, step] if confidence_factor else weight
-        views.append(View(F.pad(hidden, (rollout.prompt.shape[1], 0)), guess, weight))
+        hidden = rollout.written_at >= step
+        target = rollout.guesses[:, step] if guesses else rollout.completion
+        if guesses:
+            weight = hidden * target.shape[1] / hidden.sum(-1, keepdim=True) ** 2
+            weight = weight * rollout.confidence[:, step] if confidence_factor else weight
+        else:
+            weight = (rollout.written_at == step) * total / len(steps)
+        views.append(View(F.pad(hidden, (rollout.prompt.shape[1], 0)), target, weight * until_eos(target, config.eos_token_id)))
     return views
 
 
@@ -603,14 +576,14 @@ def set_up(config):
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
     train_set = test_set if config.eval_only else task.train(**files)
     if (config.model, config.task) == ("tiny", "sudoku") and not config.dry_run:
-        from extras.tiny_base import tiny_base  # the demo's base model, pretrained once and kept
+        from extras.tiny import tiny_base  # the demo's base model: pretrained once, then kept
 
         source = tiny_base(config.seed, config.blanks)
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed)
-    prompts = with_template(tokenizer, [*train_set["prompt"], *test_set["prompt"]])
-    longest = max(map(len, tokenizer(prompts).input_ids)) + max(config.gen_length, *config.eval_lengths)
+    prompts = encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids
+    longest = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths)
     if longest > model.config.max_position_embeddings:
         raise InputError(
             f"the longest prompt with its completion has {longest} tokens, and the model allows "
@@ -620,41 +593,33 @@ def set_up(config):
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(config.seed)
-        alpha = config.lora_rank // 2 or 1
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules="all-linear")
-        lora.base_model_name_or_path = str(Path(source).resolve() if Path(source).exists() else source)
-        model = get_peft_model(model, lora)
+        rank = dict(r=config.lora_rank, lora_alpha=config.lora_rank // 2 or 1, lora_dropout=0.05)
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", **rank))
+        model.peft_config["default"].base_model_name_or_path = str(Path(source).resolve() if Path(source).exists() else source)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer, train_set, test_set
 
 
-def with_template(tokenizer, prompts):
-    """The prompts as the tokenizer's chat template writes a user's turn, if it has one."""
+def encode(tokenizer, prompts, **layout):
+    """The prompts as a user's turns, if the tokenizer has a chat template, in tokens."""
     if not tokenizer.chat_template:
-        return list(prompts)
+        return tokenizer(list(prompts), **layout)
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written them
 
 
 def sample(model, tokenizer, prompts, config, gen_length, steps, **options) -> Rollout:
-    """A completion for each prompt, `rollout_batch_size` at a time."""
-    prompts = with_template(tokenizer, prompts)
-    special = not tokenizer.chat_template  # a template writes its own special tokens
-    batch = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=special, return_tensors="pt")
-    batch = batch.to(config.device)
+    """A completion for each prompt, `rollout_batch_size` at a time. The options are those of `generate`."""
+    batch = encode(tokenizer, prompts, padding=True, padding_side="left", return_tensors="pt").to(config.device)
     mask = None if batch.attention_mask.all() else batch.attention_mask
+    options |= dict(gen_length=gen_length, steps=steps, block_length=min(config.block_length, gen_length))
     model.eval()
-    parts = [
-        generate(
-            model, batch.input_ids[rows], attention_mask=None if mask is None else mask[rows], gen_length=gen_length,
-            steps=steps, block_length=min(config.block_length, gen_length), remasking=config.remasking,
-            cfg_scale=config.cfg_scale, **options,
-        )
-        for rows in torch.arange(len(prompts)).split(config.rollout_batch_size)
-    ]  # fmt: skip
-    columns = zip(*(vars(part).values() for part in parts))
-    return Rollout(*(None if column[0] is None else torch.cat(column) for column in columns))
+    chunks = torch.arange(len(prompts)).split(config.rollout_batch_size)
+    parts = [generate(model, batch.input_ids[r], attention_mask=None if mask is None else mask[r], **options) for r in chunks]
+    fields = zip(*(vars(part).values() for part in parts))
+    return Rollout(*(None if field[0] is None else torch.cat(field) for field in fields))
 
 
 def decode(tokenizer, tokens):
@@ -663,46 +628,44 @@ def decode(tokenizer, tokens):
     return [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, kept)]
 
 
-def collect(model, tokenizer, reference, examples, config):
-    """Samples G completions for each of N examples and scores them: (rollout, texts, rewards [N, G], weights).
+def collect(model, tokenizer, reference, rows, config):
+    """Samples and scores a completion for each of B rows, G in a row with one prompt: (rollout, texts, rewards, weights).
 
-    The weights are a pair (w+, w-): [B, 1], or for wd1++, which scores the guesses of all T steps, [B, T].
+    rewards [N, G]. weights (w+, w-): each [B, 1], or for wd1++, which rewards the guess of every denoising step, [B, T].
     """
-    task, rows = TASKS[config.task], [example for example in examples for _ in range(config.num_generations)]
-    stepwise, mixture = config.objective == "wd1++", {}
+    task, stepwise, options = TASKS[config.task], config.objective == "wd1++", {}
     if config.beta and config.objective != "diffu-grpo":
-        mixture = dict(reference=reference, reference_weight=config.beta / (config.lam + config.beta))
-    rollout = sample(
-        model, tokenizer, [row["prompt"] for row in rows], config, config.gen_length, config.diffusion_steps,
-        temperature=config.temperature, trajectory=stepwise, **mixture,
-    )  # fmt: skip
-    texts = decode(tokenizer, rollout.completion)
-    rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)], device=config.device)
-    judged = rewards
-    if stepwise:
-        guesses = decode(tokenizer, rollout.guesses.flatten(0, 1))
-        judged = [task.reward(guess, rows[i // config.diffusion_steps]) for i, guess in enumerate(guesses)]
-        judged = torch.tensor(judged, device=config.device)
-    w_plus, w_minus = group_weights(judged.view(len(examples), -1), psi=1 / (config.lam + config.beta))
+        options = dict(reference=reference, reference_weight=config.beta / (config.lam + config.beta))
+    options |= dict(temperature=config.temperature, trajectory=stepwise)
+    prompts = [row["prompt"] for row in rows]
+    rollout = sample(model, tokenizer, prompts, config, config.gen_length, config.diffusion_steps, **options)
+
+    def score(tokens, copies):  # tokens [B * copies, L] -> texts, rewards [N, G * copies]
+        texts = decode(tokenizer, tokens)
+        rewards = [task.reward(text, rows[i // copies]) for i, text in enumerate(texts)]
+        return texts, torch.tensor(rewards, device=config.device).view(-1, config.num_generations * copies)
+
+    texts, rewards = score(rollout.completion, 1)
+    judged = score(rollout.guesses.flatten(0, 1), config.diffusion_steps)[1] if stepwise else rewards
+    w_plus, w_minus = group_weights(judged, psi=1 / (config.lam + config.beta))
     w_minus = w_minus * (config.objective != "wd1-positive")
-    return rollout, texts, rewards.view(len(examples), -1), (w_plus.view(len(rows), -1), w_minus.view(len(rows), -1))
+    return rollout, texts, rewards, (w_plus.view(len(rows), -1), w_minus.view(len(rows), -1))
 
 
 def draw_views(config, model_config, rollout):
-    """The passes of one gradient step, with fresh masks: [(k, View)], where k is the column of the weights it learns by."""
-    prompt, completion = rollout.prompt, rollout.completion
-    group_size = config.num_generations if config.shared_masks else 1
+    """The forward passes of one gradient step, with fresh masks: [(column of the weights, View)]."""
     steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()
+    options = dict(group_size=config.num_generations if config.shared_masks else 1)
     if config.objective == "wd1++":
-        return list(zip(steps, guess_views(model_config, rollout, steps, config.confidence_factor)))
+        return list(zip(steps, path_views(model_config, rollout, steps, True, config.confidence_factor)))
     if config.objective == "diffu-grpo" or config.likelihood == "one_step":
-        options = dict(prompt_mask_prob=config.prompt_mask_prob, group_size=group_size)
-        views = one_step_views(model_config, prompt, completion, **options)
+        options |= dict(prompt_mask_prob=config.prompt_mask_prob)
+        views = one_step_views(model_config, rollout.prompt, rollout.completion, **options)
     elif config.likelihood == "elbo":
-        options = dict(mc_samples=config.mc_samples, complementary=config.complementary, group_size=group_size)
-        views = elbo_views(model_config, prompt, completion, **options)
+        options |= dict(mc_samples=config.mc_samples, complementary=config.complementary)
+        views = elbo_views(model_config, rollout.prompt, rollout.completion, **options)
     else:
-        views = trajectory_views(model_config, rollout, steps)
+        views = path_views(model_config, rollout, steps)
     return [(0, view) for view in views]
 
 
@@ -713,38 +676,36 @@ def micro_batches(model, config, rollout, view):
         yield rows, token_log_probs(model, rollout.prompt[rows], View(*(part[rows] for part in view)), mask)
 
 
-@torch.no_grad()
-def fixed_log_probs(model, config, rollout, updates):
-    """diffu-GRPO's constants: the log-probabilities [B, L] of each update's one view under a policy that stays as it is."""
-    return [torch.cat([part for _, part in micro_batches(model, config, rollout, view)]) for [(_, view)] in updates]
-
-
 def learn(model, reference, optimizer, rollout, rewards, weights, config):
-    """The mu gradient steps on a batch; returns their mean loss and gradient norm, and how many were skipped.
+    """The mu gradient steps on a batch. Returns {"loss", "grad_norm"}, means, and "skipped", how many were not finite.
 
-    Every loss is a sum over rows and views, so micro-batches go backward one by one: they change memory, not gradients.
+    Every loss is a sum over views and rows, so these go backward one by one: that changes memory, not the gradient.
     """
-    updates = [draw_views(config, model.config, rollout) for _ in range(config.num_iterations)]
-    if config.objective == "diffu-grpo":
-        advantage, old = advantages(rewards).flatten(), fixed_log_probs(model, config, rollout, updates)
-        with as_reference(reference):
-            ref = fixed_log_probs(reference, config, rollout, updates) if reference else old
-    w_plus, w_minus = weights
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-    losses, norms = [], []
+    updates = [draw_views(config, model.config, rollout) for _ in range(config.num_iterations)]
+    (w_plus, w_minus), grpo, losses, norms = weights, config.objective == "diffu-grpo", [], []
+
+    @torch.no_grad()
+    def fixed(policy):  # log-probabilities [B, L] of each update's view under a policy that stays as it is
+        return [torch.cat([part for _, part in micro_batches(policy, config, rollout, view)]) for [(_, view)] in updates]
+
+    if grpo:
+        advantage, old = advantages(rewards).flatten(), fixed(model)
+        with as_reference(reference):
+            ref = fixed(reference) if reference else old
     model.train()
     for update, views in enumerate(updates):
         optimizer.zero_grad()
         total = 0.0
-        for k, view in views:
+        for column, view in views:
             for rows, log_probs in micro_batches(model, config, rollout, view):
-                if config.objective == "diffu-grpo":
+                if grpo:
                     counted = view.weight.bool()
                     terms = log_probs, old[update][rows], ref[update][rows], advantage[rows], counted[rows]
                     loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
                 else:
                     log_p = (view.weight[rows] * log_probs).sum(-1)  # [b], this view's part of log p(o|q)
-                    loss = wd1_loss(log_p[None], w_plus[None, rows, k], w_minus[None, rows, k]) / len(rewards)
+                    loss = wd1_loss(log_p[None], w_plus[None, rows, column], w_minus[None, rows, column]) / len(rewards)
                 loss.backward()
                 total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm).item()
@@ -752,116 +713,56 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
             optimizer.step()
             losses.append(total)
             norms.append(norm)
-    mean = {"loss": fmean(losses), "grad_norm": fmean(norms)} if losses else {"loss": None, "grad_norm": None}
-    return {**mean, "skipped": len(updates) - len(losses)}
+    means = {"loss": fmean(losses), "grad_norm": fmean(norms)} if losses else {"loss": None, "grad_norm": None}
+    return {**means, "skipped": len(updates) - len(losses)}
 
 
-def examples_of(step, config, train_set):
-    """The N training problems of a step: epoch after epoch, each in a random order of its own."""
-    for position in range(step * config.batch_size, (step + 1) * config.batch_size, config.num_generations):
-        epoch, place = divmod(position // config.num_generations, len(train_set))
-        yield train_set[int(np.random.default_rng([config.seed, epoch]).permutation(len(train_set))[place])]
+def train(config, stop=()):
+    """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json.
 
-
-MAY_CHANGE = "max_steps resume device output_dir save_every eval_every rollout_batch_size micro_batch_size".split()
-
-
-def open_run(config):
-    """Decides, before anything is computed or written, if output_dir can be used: (directory, checkpoint or None)."""
-    run = Path(config.output_dir)
-    if not config.resume:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise InputError(f"--output_dir {run} holds another run: --resume goes on with it, or choose another directory")
-        return run, None
-    with refusing(f"--resume: {run} holds no run to go on with"):
-        before = json.loads((run / "config.json").read_text())
-    for name, value in asdict(config).items():
-        if name not in MAY_CHANGE and before.get(name) != value:
-            raise InputError(f"--resume: --{name} was {before.get(name)} and now is {value}: start a new run to change it")
-    checkpoint = run / "checkpoint" / "state.pt"
-    with refusing(f"{checkpoint} cannot be read; delete it to start the run anew"):
-        return run, torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
-
-
-def replace(path, write):
-    """Calls `write(a temporary path)`, then renames it: the file is whole, or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-@contextmanager
-def graceful_stop():
-    """A list that Ctrl-C or SIGTERM fills, so that the loop can finish its step; a second one ends the program at once."""
-    stop, previous = [], {}
-
-    def ask(number, _):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield stop
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-
-
-def train(config):
-    """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json."""
+    Once the list `stop` is not empty, the loop finishes its step, leaves a checkpoint and raises SystemExit.
+    """
     from extras.pictures import plot_run
+    from extras.runs import RunDirectory
     from extras.watch import show
 
     config.check()
-    run, saved = open_run(config)
+    run = RunDirectory(config)
     model, tokenizer, train_set, test_set = set_up(config)
     reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta else None
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     scheduler = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps)
     state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
-    if saved:
-        state = saved["state"]
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
+    if run.saved:
+        state = run.saved["state"]
+        optimizer.load_state_dict(run.saved["optimizer"])
+        scheduler.load_state_dict(run.saved["scheduler"])
         for name, weight in weights.items():
-            weight.data.copy_(saved["weights"][name])
+            weight.data.copy_(run.saved["weights"][name])
     for network in {model, reference} - {None}:
         network.register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
-
-    (run / "checkpoint").mkdir(parents=True, exist_ok=True)
-    replace(run / "config.json", lambda path: path.write_text(json.dumps(asdict(config), indent=2) + "\n"))
-    for name in ("metrics.jsonl", "samples.jsonl"):  # what was logged after the checkpoint is about to happen again
-        lines = (run / name).read_text().splitlines(keepends=True) if (run / name).exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state["steps"]]
-        replace(run / name, lambda path: path.write_text("".join(kept)))
-
-    def log(name, **line):
-        with (run / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    started, failures, dtype = time.time() - state["seconds"], 0, getattr(torch, config.dtype)
-    with graceful_stop() as stop, torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32):
+    run.start(state["steps"])
+    started, failures = time.time() - state["seconds"], 0
+    with autocast(config):
         if state["before"] is None:
             state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
-            log("metrics.jsonl", step=0, eval=state["before"])
+            run.log("metrics.jsonl", step=0, eval=state["before"])
             show(model, tokenizer, test_set[0], config, "before")
         bar = tqdm(range(state["steps"], config.max_steps), config.objective, config.max_steps, initial=state["steps"])
         for step in bar:
             begin = time.time()
             torch.manual_seed(config.seed * 1_000_003 + step)  # a step's draws depend on its number alone
-            examples = list(examples_of(step, config, train_set))
-            rollout, texts, rewards, group = collect(model, tokenizer, reference, examples, config)
+            problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
+            rows = [problem for problem in problems for _ in range(config.num_generations)]
+            rollout, texts, rewards, group = collect(model, tokenizer, reference, rows, config)
             tokens_per_second = rollout.completion.numel() / (time.time() - begin)
             learned = learn(model, reference, optimizer, rollout, rewards, group, config)
             scheduler.step()
             failures = failures + 1 if learned["loss"] is None else 0
             if failures == 3:
-                raise FloatingPointError(
-                    f"no finite loss and gradient in 3 training steps: stopped at step {step + 1}; {run}/checkpoint holds the "
-                    "last good weights, and a lower --learning_rate may help"
-                )
-            rows = [example for example in examples for _ in range(config.num_generations)]
-            state["steps"], state["skipped_steps"] = step + 1, state["skipped_steps"] + learned["skipped"]
+                hint = f"{run.checkpoint} holds the last good weights, and a lower --learning_rate may help"
+                raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
             metrics = {
                 "reward": rewards.mean().item(),
                 "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
@@ -872,25 +773,38 @@ def train(config):
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
                 metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
-            state["seconds"] = time.time() - started
-            log("metrics.jsonl", step=step + 1, **metrics, **{name: state[name] for name in ("seconds", "forward_passes")})
+            state.update(steps=step + 1, seconds=time.time() - started)
+            state["skipped_steps"] += learned["skipped"]
+            run.log("metrics.jsonl", step=step + 1, **metrics, seconds=state["seconds"], forward_passes=state["forward_passes"])
             for text, reward in zip(texts, rewards[0].tolist()):
-                log("samples.jsonl", step=step + 1, prompt=examples[0]["prompt"], completion=text, reward=reward)
+                run.log("samples.jsonl", step=step + 1, prompt=rows[0]["prompt"], completion=text, reward=reward)
             shown = {name: metrics[name] for name in ("reward", "accuracy", "loss", "tokens_per_second")}
             bar.set_postfix({**shown, "held-out": state["after"]["accuracy"]})
             if done or stop or (step + 1) % config.save_every == 0:
-                parts = dict(weights=weights, optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), state=state)
-                replace(run / "checkpoint" / "state.pt", lambda path: torch.save(parts, path))
+                run.save(weights=weights, optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), state=state)
             if stop and not done:
-                raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run}")
+                raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
-
-    shutil.rmtree(run / "model", ignore_errors=True)
-    model.save_pretrained(run / "model")
-    tokenizer.save_pretrained(run / "model")
-    replace(run / "summary.json", lambda path: path.write_text(json.dumps(state, indent=2) + "\n"))
-    plot_run(run)
+    shutil.rmtree(run.path / "model", ignore_errors=True)
+    model.save_pretrained(run.path / "model")
+    tokenizer.save_pretrained(run.path / "model")
+    run.write_json("summary.json", state)
+    plot_run(run.path)
     return state
+
+
+def problems_of(step, config, size):
+    """Indices of the N problems of a step: epoch after epoch, each in a random order of its own."""
+    count = config.batch_size // config.num_generations
+    places = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: np.random.default_rng([config.seed, epoch]).permutation(size) for epoch, _ in places}
+    return [int(orders[epoch][place]) for epoch, place in places]
+
+
+def autocast(config):
+    """The context in which `--dtype bfloat16` computes in bfloat16, whatever the weights are kept in."""
+    dtype = getattr(torch, config.dtype)
+    return torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32)
 
 
 # ==================================================================================================== 7. Evaluation
@@ -902,15 +816,14 @@ def evaluate_model(model, tokenizer, test_set, config):
     The first two are those of the length nearest to gen_length.
     """
     task, lengths = TASKS[config.task], {}
-    for length in config.eval_lengths:
-        rollout = sample(model, tokenizer, test_set["prompt"], config, length, config.eval_steps(length))
+    for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):
+        rollout = sample(model, tokenizer, test_set["prompt"], config, length, (length + 1) // 2)
         answers = list(zip(decode(tokenizer, rollout.completion), test_set))
-        lengths[str(length)] = {
+        nearest = lengths[str(length)] = {
             "accuracy": fmean(task.correct(text, example) for text, example in answers),
             "reward": fmean(task.reward(text, example) for text, example in answers),
         }
-    nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
-    return {**lengths[str(nearest)], "lengths": lengths}
+    return {**nearest, "lengths": lengths}
 
 
 def evaluate(config):
@@ -918,43 +831,15 @@ def evaluate(config):
     config.eval_only = True
     config.check()
     model, tokenizer, _, test_set = set_up(config)
-    dtype = getattr(torch, config.dtype)
-    with torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32):
+    with autocast(config):
         return evaluate_model(model, tokenizer, test_set, config)
-
-
-def plan(config):
-    """What a run would cost, counted on a model without weights: a dict. Memory is an estimate, in GB of 10^9 bytes."""
-    config.check()
-    model = set_up(config)[0]
-    shape, weights = model.config, list(model.parameters())
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    rows, width = config.micro_batch_size, 2 if config.dtype == "bfloat16" else 4
-    tokens = rows * (config.gen_length + 256)  # with a prompt of 256
-    # Kept for the backward pass per token and layer: about 16 hidden and 4 MLP widths, or the layer's input alone.
-    layer = 16 * shape.hidden_size + 4 * shape.intermediate_size
-    kept = shape.hidden_size * shape.num_hidden_layers + layer if config.gradient_checkpointing else layer * shape.num_hidden_layers
-    chunks = math.ceil(config.batch_size / config.rollout_batch_size)
-    mixture = bool(config.beta) and config.objective != "diffu-grpo"
-    views = 3 if config.objective == "diffu-grpo" else 1 if config.likelihood == "one_step" and config.objective != "wd1++" else config.mc_samples
-    return {
-        "parameters": sum(weight.numel() for weight in weights),
-        "trainable_parameters": trained,
-        "weights_GB": sum(weight.numel() * weight.element_size() for weight in weights) / 1e9,
-        "gradients_and_adam_GB": 12 * trained / 1e9,
-        "activations_GB": tokens * kept * width / 1e9,
-        "logits_GB": 3 * 4 * rows * config.gen_length * shape.vocab_size / 1e9,
-        "samples_per_step": config.batch_size,
-        "sampling_forward_passes_per_step": config.diffusion_steps * chunks * (1 + bool(config.cfg_scale)) * (1 + mixture),
-        "update_forward_passes_per_step": config.num_iterations * views * math.ceil(config.batch_size / rows),
-    }
 
 
 # ============================================================================================== 8. The command line
 
 
 def parse_arguments(argv):
-    """The command line as a Config. What it leaves open comes from the run to resume, else from PRESETS."""
+    """The command line as a Config. What it leaves open comes from the run it names, if any, else from PRESETS."""
     parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0], allow_abbrev=False)
 
     def refuse(message):
@@ -966,6 +851,17 @@ def parse_arguments(argv):
         refuse(f"{unknown[0]}: no such option; python wd1.py --help lists them")
     for name in (given.task, given.objective, given.model):
         parser.set_defaults(**PRESETS.get(name, {}))
+    [config] = parser.parse_args_into_dataclasses(argv)
+    run, names = Path(config.output_dir or config.default_output_dir()), set(asdict(config)) - {"resume", "output_dir"}
+    if not config.resume and Path(config.model).name == "model":  # a model that a run saved is sampled as it was trained
+        run = Path(config.model).parent
+        names = {"task", "blanks", "gen_length", "diffusion_steps", "block_length", "eval_lengths"}
+    elif not config.resume:
+        return config
+    if (run / "config.json").is_file():
+        with refusing(f"{run}/config.json cannot be read"):
+            saved = json.loads((run / "config.json").read_text())
+            parser.set_defaults(**{name: saved[name] for name in names})
     return parser.parse_args_into_dataclasses(argv)[0]
 
 
@@ -973,14 +869,19 @@ def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 for a run that diverged, 2 for input that cannot be used."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first finishes the step and saves, the second ends at once
+        signal.signal(number, lambda *_: os._exit(130) if stop else stop.append(1))
     try:
         config = parse_arguments(argv)
         if config.dry_run:
+            from extras.plan import plan
+
             print(json.dumps(plan(config), indent=2))
         elif config.eval_only:
             print(json.dumps(evaluate(config), indent=2))
         else:
-            summary = train(config)
+            summary = train(config, stop)
             for when in ("before", "after"):
                 print(f"{when:>6}: accuracy {summary[when]['accuracy']:.1%}, reward {summary[when]['reward']:.3f}")
             print(f"{config.output_dir}/curve.png shows how it went; {config.output_dir}/model is the trained model")

@@ -2,7 +2,6 @@
 
 import shutil
 
-
 FRAMES = 10
 
 
@@ -11,7 +10,7 @@ def show(model, tokenizer, example, config, title, file=None):
     from rewards import TASKS
     from wd1 import decode, sample
 
-    task, steps = TASKS[config.task], config.eval_steps(config.gen_length)
+    task, steps = TASKS[config.task], (config.gen_length + 1) // 2
     rollout = sample(model, tokenizer, [example["prompt"]], config, config.gen_length, steps)
     width = shutil.get_terminal_size().columns - 12
     tail = f"solution: {example['solution']}" if "solution" in example else ""

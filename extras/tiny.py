@@ -1,11 +1,11 @@
-"""The demo's base model: a tiny masked-diffusion model that can solve sudokus and rarely answers as asked.
+"""The tiny model of the demo: its tokenizer, and its base, which can solve sudokus and rarely answers as asked.
 
 RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we need a model like
 that: it is pretrained, with the same `elbo` that RL uses, on 4x4 sudokus whose answers are written row by row, as asked,
 only some of the time, and column by column otherwise. The skill is there; the wish is not. The solution grids of the
 test split never occur in its corpus. RL is then told nothing but the reward.
 
-    python extras/tiny_base.py          # pretrains (or finds) it and prints where it is
+    python extras/tiny.py          # pretrains the base, or finds it, and prints where it is
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,7 +28,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rewards import TASKS, Sudoku  # noqa: E402
 from wd1 import elbo, load_model  # noqa: E402
 
-RECIPE = dict(steps=1000, batch_size=128, as_asked=0.38, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
+
+def character_tokenizer(config):
+    """The tiny model's tokenizer: a token is a character, a tag, or the whole instruction of a task.
+
+    125,000 parameters do not read English; with one token per instruction they get the very prompts that LLaDA gets.
+    """
+    words = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", *(task.instruction for task in TASKS.values())]
+    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
+    free = (i for i in range(config.vocab_size) if i not in special)
+    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | {v: k for k, v in special.items()}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_tokens(words)
+    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", unk_token="<|unk|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+RECIPE = dict(steps=700, batch_size=256, as_asked=0.34, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 
 
 def corpus(rng, blanks, size, as_asked):
@@ -75,7 +94,7 @@ def tiny_base(seed=0, blanks=6):
 
     The cache's key is everything the model is made from: recipe, configuration, code, seed and torch version.
     """
-    code = [inspect.getsource(part) for part in (corpus, pretrain, elbo, Sudoku)]
+    code = [inspect.getsource(part) for part in (character_tokenizer, corpus, pretrain, elbo, Sudoku)]
     config = Path(__file__).resolve().parents[1].joinpath("tiny_config.json").read_text()
     made_from = json.dumps([RECIPE, config, code, seed, blanks, torch.__version__])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wd1"
