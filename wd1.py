@@ -224,8 +224,9 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     else:
         with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
             tokenizer = load_tokenizer(path)
-    if config.mask_token_id is None:
-        config.mask_token_id = tokenizer.mask_token_id
+    for name in ("mask_token_id", "eos_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(tokenizer, name))
     if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
         raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
     if path.is_file() or device == "meta":
@@ -276,7 +277,7 @@ def read_config(path):
     with refusing(f"{file}: not a valid config"):
         config = FAMILIES[family].config_class(**known)
     config.is_causal = config.use_cache = False
-    config.mask_token_id = raw.get("mask_token_id")
+    config.mask_token_id, config.eos_token_id = raw.get("mask_token_id"), raw.get("eos_token_id")
     config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
     return FAMILIES[family], config
 
@@ -643,7 +644,7 @@ def collect(model, tokenizer, reference, rows, config):
     def score(tokens, copies):  # tokens [B * copies, L] -> texts, rewards [N, G * copies]
         texts = decode(tokenizer, tokens)
         rewards = [task.reward(text, rows[i // copies]) for i, text in enumerate(texts)]
-        return texts, torch.tensor(rewards, device=config.device).view(-1, config.num_generations * copies)
+        return texts, torch.tensor(rewards, dtype=torch.float, device=config.device).view(-1, config.num_generations * copies)
 
     texts, rewards = score(rollout.completion, 1)
     judged = score(rollout.guesses.flatten(0, 1), config.diffusion_steps)[1] if stepwise else rewards

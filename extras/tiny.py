@@ -46,7 +46,7 @@ def character_tokenizer(config):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
-RECIPE = dict(steps=700, batch_size=256, as_asked=0.34, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
+RECIPE = dict(steps=1600, batch_size=128, as_asked=0.28, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 
 
 def corpus(rng, blanks, size, as_asked):

@@ -1,0 +1,27 @@
+# Every target sets up .venv by itself; nothing else needs to be installed but Python 3.10 or later.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test lint variance clean
+
+demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train it with wd1, show before and after
+	rm -rf runs/demo
+	$(RUN) wd1.py --output_dir runs/demo
+
+test: .venv/ready  ## all tests, on the CPU
+	$(RUN) -m pytest -q
+
+lint: .venv/ready  ## style, and the width of lines
+	$(RUN) -m ruff check .
+
+variance: .venv/ready  ## the README's table of what each way to draw masks does to the variance
+	$(RUN) -m extras.variance
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,65 @@
+"""What each way of drawing masks does to the variance of the ELBO and of wd1's gradient, on the demo's base model.
+
+    make variance
+
+Same samples, same number of forward passes; every figure is a ratio to independent draws, smaller is better.
+"""
+
+import torch
+
+from extras.tiny import tiny_base
+from rewards import TASKS
+from wd1 import Config, decode, elbo, group_weights, load_model, one_step_log_likelihood, sample, wd1_loss
+
+PROMPTS, GROUP, SAMPLES, DRAWS = 8, 16, 4, 64
+OPTIONS = {
+    "independent": dict(stratified=False),
+    "stratified levels": dict(),
+    "complementary masks": dict(complementary=True, stratified=False),
+    "shared by a group": dict(group_size=GROUP, stratified=False),
+    "all three": dict(complementary=True, group_size=GROUP),
+}
+
+
+def measure(model, prompt, completion, rewards, estimate):
+    """Variances over mask draws: of log p(o|q) (mean over rows), of wd1's loss, of its gradient (summed over weights)."""
+    weights = group_weights(rewards)
+    log_ps, losses, gradients = [], [], []
+    for _ in range(DRAWS):
+        log_p = estimate(model, prompt, completion)
+        loss = wd1_loss(log_p.view(PROMPTS, GROUP), *weights)
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        log_ps.append(log_p.detach())
+        losses.append(loss.detach())
+        gradients.append(torch.cat([part.flatten() for part in gradient]))
+    return [torch.stack(values).var(0).sum().item() for values in (log_ps, losses, gradients)]
+
+
+def main():
+    torch.manual_seed(0)
+    model, tokenizer = load_model(tiny_base())
+    task, config = TASKS["sudoku"], Config(device="cpu", rollout_batch_size=PROMPTS * GROUP, block_length=19)
+    rows = [row for row in task.train(blanks=6).select(range(PROMPTS)) for _ in range(GROUP)]
+    rollout = sample(model, tokenizer, [row["prompt"] for row in rows], config, 19, 10, temperature=1.0)
+    texts = decode(tokenizer, rollout.completion)
+    rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)]).view(PROMPTS, GROUP)
+    print(f"{SAMPLES} forward passes each, {DRAWS} draws, {PROMPTS} groups of {GROUP}\n")
+    print("| masks | log p(o\\|q) | wd1's loss | wd1's gradient |\n|---|---|---|---|")
+    base = None
+    for name, options in OPTIONS.items():
+        variances = measure(
+            model, rollout.prompt, rollout.completion, rewards,
+            lambda *parts, options=options: elbo(*parts, mc_samples=SAMPLES, **options),
+        )  # fmt: skip
+        base = base or variances
+        print(f"| ELBO, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
+    for name, size in (("independent", 1), ("shared by a group", GROUP)):
+        variances = measure(
+            model, rollout.prompt, rollout.completion, rewards,
+            lambda *parts, size=size: sum(one_step_log_likelihood(*parts, group_size=size) for _ in range(SAMPLES)) / SAMPLES,
+        )  # fmt: skip
+        print(f"| one-step, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
