@@ -63,14 +63,16 @@ def read_rows(path: str) -> list[tuple[str, dict]]:
                 reader = csv.DictReader(lines, strict=True)
                 rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
         elif file.suffix.lower() in (".jsonl", ".json"):
-            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+            for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
                 if line.strip():
                     rows.append((f"{path}, line {number}", json.loads(line)))
                     if not isinstance(rows[-1][1], dict):
                         raise InputError(f"{path}, line {number}: not a JSON object ({{...}}, one a line)")
         else:
             raise InputError(f"--data {path}: only .csv and .jsonl files can be read")
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (csv.Error, ValueError, OSError, RecursionError) as error:
         where = f"line {len(rows) + 1}" if file.suffix.lower() != ".csv" else "as CSV"
         raise InputError(f"{path}, {where}: cannot be read ({error})") from None
     if not rows:
@@ -82,8 +84,10 @@ def field(row: dict, *names: str) -> str:
     """The text of the first of the columns `names` that the row has."""
     for name in names:
         if row.get(name) not in (None, ""):
-            value = row[name]
-            return value if isinstance(value, str) else json.dumps(value)
+            value = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+            with refusing(f"column '{name}' is not text"):
+                value.encode()  # half a surrogate pair is valid JSON, and no text
+            return value
     raise InputError(f"column '{names[0]}' is missing or empty")
 
 
@@ -104,8 +108,8 @@ class Task:
         """The task's own problems for `split` ("train" or "test"), without a file: generated, or from the hub."""
         raise NotImplementedError
 
-    def parse(self, row: dict) -> dict:
-        """One row of a data file as an example without its prompt. Raises InputError naming a bad column."""
+    def parse(self, row: dict) -> dict | None:
+        """One row of a data file as an example without its prompt, None to leave it out; InputError names a bad column."""
         raise NotImplementedError
 
     def question(self, example: dict) -> str:
@@ -134,7 +138,7 @@ class Task:
                 examples.append(self.parse(row))
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
-        return examples
+        return [example for example in examples if example is not None]
 
     def train(self, data: str | None = None, test_data: str | None = None, seed: int = 0, blanks: int = 8) -> Dataset:
         """Training problems: `data` (a file) less what is held out for testing, or the task's own."""
@@ -276,7 +280,8 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
     Only whole decimal numbers, + - * /, signs and parentheses. Nothing is executed: the text becomes a syntax tree,
     and the tree is walked. Texts over 100 characters, which bounds depth and size, are not read at all.
     """
-    if len(text) > 100 or not re.fullmatch(r"[0-9+\-*/() ]+", text.strip()):
+    text = " ".join(text.split())
+    if len(text) > 100 or not re.fullmatch(r"[0-9+\-*/() ]+", text):
         return None
     numbers = []
 
@@ -291,7 +296,7 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
         raise ValueError("not an arithmetic expression")
 
     try:
-        return value(ast.parse(text.strip(), mode="eval").body), numbers
+        return value(ast.parse(text, mode="eval").body), numbers
     except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
@@ -325,7 +330,8 @@ class Countdown(Task):
             raise InputError(f"column 'nums' is not a list of whole numbers: '{nums[:40]}'")
         if not re.fullmatch(r"-?[0-9]{1,9}", target.strip()):
             raise InputError(f"column 'target' is not a whole number: '{target[:40]}'")
-        return {"nums": [int(n) for n in re.findall("[0-9]+", nums)], "target": int(target)}
+        numbers = [int(n) for n in re.findall("[0-9]+", nums)]
+        return {"nums": numbers, "target": int(target)} if len(numbers) == 3 else None  # the public file has fours as well
 
     def question(self, example):
         return f"Numbers: {', '.join(map(str, example['nums']))}\nTarget: {example['target']}"
@@ -392,8 +398,7 @@ class GSM8K(Task):
         score += 0.5 * (0 <= start < end and bool(re.search(r"</reasoning>\s*<answer>", completion[start:end])))
         score += 0.125 * sum(own_line)
         # Text after the last tag costs 0.001 a character; one final line break is free.
-        last = max((completion.rfind(tag) + len(tag) for tag in TAGS if tag in completion), default=None)
-        return score if last is None else score - 0.001 * len(completion[last:].removeprefix("\n"))
+        return score - 0.001 * len(completion[end + len(TAGS[3]) :].removeprefix("\n")) if end >= 0 else score
 
     def correct(self, completion, example):
         answer = extract_answer(completion)
@@ -444,7 +449,7 @@ class Math(Task):
     )
 
     def problems(self, split, seed, blanks):
-        return [self.parse(row) for row in from_hub("ankner/math-500", split=split)]
+        return [self.parse(row) for row in from_hub("ankner/math-500", split=split) if last_boxed(row["solution"])]
 
     def parse(self, row):
         gold = last_boxed(field(row, "solution"))

@@ -331,9 +331,36 @@ def test_a_model_needs_a_mask_token_and_a_place(tmp_path):
         (directory / name).write_text(json.dumps(settings))
     with pytest.raises(InputError, match="no mask token"):
         wd1.load_model(directory)
-    for source in ("nowhere/at/all", str(tmp_path / "none.json"), "-", str(HERE / "README.md")):
-        with pytest.raises(InputError, match="no such directory"):
+    for source in ("nowhere/at/all", str(tmp_path / "none.json"), "-", str(HERE / "README.md"), "~nobody-here/x", "x" * 5000):
+        with pytest.raises(InputError, match="no such directory|not a path"):
             wd1.load_model(source)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [(dict(mask_token_id=None), "no mask token"), (dict(eos_token_id=None), "no mask token"), (dict(model_type=["llada"]), "not supported"),
+     (dict(d_model=-4), "not a valid config"), (dict(pad_token_id=9999), "not a valid config"), (dict(n_kv_heads=3), "not a valid config")],
+    ids=str,
+)  # fmt: skip
+def test_bad_configs_for_random_weights(tmp_path, changes, expected):
+    config = json.loads((HERE / "tiny_config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=expected):
+        wd1.load_model(tmp_path / "config.json")
+
+
+def test_adapters_must_fit_their_base(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base, *_ = write_checkpoint(tmp_path / "base", "llada")
+    model = get_peft_model(wd1.load_model(base)[0], LoraConfig(r=2, target_modules="all-linear"))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "lora")
+    wd1.load_model(tmp_path / "lora")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    save_file({name.replace("self_attn.", ""): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(InputError, match="other names"):
+        wd1.load_model(tmp_path / "lora")
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -842,7 +869,7 @@ def test_countdown_problems_can_be_solved_and_do_not_overlap():
      ("44+19-35+0", 0.1), ("44+19-35-44+44", 0.1), ("9**9**9**9", 0.1), ("44//19+35", 0.1), ("__import__('os').getpid()", 0.1),
      ("a+b", 0.1), ("\u0664\u0664+19-35", 0.1), ("44+19-\u0663\u0665", 0.1), ("44/0+19+35", 0.1), ("(" * 10**6, 0.1),
      ("(" * 500_000 + "1" + ")" * 500_000, 0.1), ("1+" * 500_000 + "1", 0.1), ("", 0.1), ("44+19-35;1", 0.1), ("44+19-3_5", 0.1),
-     ("44.0+19-35", 0.1), ("44 19 35", 0.1), ("+44+19-35", 1), ("0x2c+19-35", 0.1), ("1e9", 0.1), ("\x00", 0.1)],
+     ("44.0+19-35", 0.1), ("44 19 35", 0.1), ("44 +\n19 - 35" + " " * 200, 1), ("+44+19-35", 1), ("0x2c+19-35", 0.1), ("1e9", 0.1), ("\x00", 0.1)],
 )  # fmt: skip
 def test_countdown_expressions(text, reward):
     task, example = TASKS["countdown"], {"nums": [44, 19, 35], "target": 28}
@@ -871,7 +898,7 @@ def test_gsm8k_rewards():
     for text, reward in [
         (answer("72"), 4), (answer("72") + "\n", 4), (answer("73"), 2), (answer("72.0"), 3.5), (answer("$1,000"), 1.5),
         ("<reasoning>a</reasoning><answer>72</answer>", 3), ("<answer>72</answer>", 2.5), ("72", 0), ("", 0),
-        (answer("72") + "x" * 10, 3.365 - 0.0), (answer("72") + "\nabc", 3.497), ("<reasoning>\n</reasoning>\n<answer>\n</answer>", 1.0),
+        (answer("72") + "x" * 10, 3.365 - 0.0), (answer("72") + "\nabc", 3.497), ("<reasoning>\n" + "x" * 800, 0.125), ("<reasoning>\n</reasoning>\n<answer>\n</answer>", 1.0),
     ]:  # fmt: skip
         if text == answer("72") + "x" * 10:  # the last tag is no longer alone on its line: 2 + 0.5 + 0.5 + 3/8 - 0.01
             reward = 3.365
@@ -950,6 +977,9 @@ def test_public_file_formats(tmp_path, name):
      ("countdown", "a.jsonl", '{"nums": [1, 2, 3], "target": 6}\n{"nums": [1', "line 2"),
      ("countdown", "a.jsonl", "[1, 2]", "line 1: not a JSON object"), ("gsm8k", "a.jsonl", '{"question": "?"}', "column 'answer'"),
      ("gsm8k", "a.jsonl", '{"question": "?", "answer": "4"}', "no result after '####'"),
+     ("gsm8k", "a.jsonl", '{"question": "\\ud800", "answer": "#### 4"}', "column 'question' is not text"),
+     ("countdown", "a.jsonl", '{"nums": [1, 2, 3, 4], "target": 6}', "no problem is left"),
+     ("countdown", "a.jsonl", '{"nums": [1, 2, ' + "3" * 5000 + '], "target": 6}', "line 1"),
      ("math", "a.jsonl", '{"problem": "?", "solution": "4"}', "no .*boxed"), ("math", "a.parquet", "PAR1", "only .csv and .jsonl")],
 )  # fmt: skip
 def test_bad_data_files_name_the_row_and_the_column(tmp_path, name, file, text, expected):
@@ -1123,8 +1153,9 @@ def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
     """The loop as a whole: more even characters after 15 steps. (wd1-positive only imitates itself, and is slower.)"""
     rewarded(monkeypatch)
     options = dict(batch_size=32, num_generations=8, micro_batch_size=32, rollout_batch_size=32, max_steps=15, eval_every=0)
-    for objective in ("wd1", "wd1++", "diffu-grpo"):
-        _, directory = run(tmp_path, out=objective, temperature=1.0, objective=objective, learning_rate=3e-3, beta=0.0, **options)
+    for objective, dtype in (("wd1", "float32"), ("wd1", "bfloat16"), ("wd1++", "float32"), ("diffu-grpo", "float32")):
+        options |= dict(temperature=1.0, objective=objective, learning_rate=3e-3, beta=0.0, dtype=dtype, mc_samples=1)
+        _, directory = run(tmp_path, out=objective + dtype, **options)
         values = [line["reward"] for line in metrics(directory)[1:]]
         assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1, objective
 
@@ -1159,9 +1190,10 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, 
      (dict(gen_length=9), "gen_length 9 is not a multiple of block_length 4"), (dict(diffusion_steps=1), "denoising steps, not"),
      (dict(batch_size=5), "--batch_size 5 does not fill"), (dict(batch_size=1), "--batch_size 1 does not fill"),
      (dict(learning_rate=-1), "--learning_rate -1"), (dict(learning_rate="nan"), "--learning_rate nan"), (dict(max_steps=0), "--max_steps 0"),
-     (dict(max_steps="many"), "invalid int value"), (dict(eval_lengths=4000), "the model allows 1024"), (dict(mc_samples=3, complementary=True), "must be even"),
+     (dict(max_steps="many"), "invalid int value"), (dict(eval_lengths=4000), "the model allows 1024"), (dict(likelihood="elbo", mc_samples=3, complementary=True), "must be even"),
      (dict(model="nowhere/at/all"), "no such directory"), (dict(data="none.csv"), "there is no such file"), (dict(blanks=13), "--blanks 13"),
-     (dict(resume=True), "no run to go on with"), (dict(lam=0), "both 0"), (dict(device="quantum"), "--device quantum")],
+     (dict(resume=True), "no run to go on with"), (dict(lam=0), "both 0"), (dict(seed=2**63), "--seed"), (dict(prompt_mask_prob=2.0), "at most 1"),
+     (dict(resume=True, eval_only=True), "--eval_only"), (dict(likelihood="trajectory", mc_samples=5), "only --diffusion_steps 4"), (dict(device="quantum"), "--device quantum")],
     ids=str,
 )  # fmt: skip
 def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, options, expected):
@@ -1193,6 +1225,7 @@ def test_the_program_as_a_command(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "run/checkpoint/state.pt").exists():
         time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "to go on: python wd1.py --resume" in err and "Traceback" not in err, err

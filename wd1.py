@@ -12,6 +12,9 @@ scores them, and *imitates the good ones and un-imitates the bad ones*:
     w+_i = softmax_i(psi A),  w-_i = softmax_i(-psi A)      the shares of the best ones, and of the worst ones
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)             a weighted log-likelihood
 
+psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the new policy near the one
+that sampled, beta of one that keeps it near a reference.
+
 That is the whole method. The rest of the file makes each symbol concrete, in this order:
 
     1 configuration   2 the model   3 sampling   4 likelihood   5 weights and losses
@@ -28,10 +31,8 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
 import copy
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -44,9 +45,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, load_tokenizer, read_config
 from rewards import TASKS, InputError, refusing
 
 # ================================================================================================== 1. Configuration
@@ -78,7 +81,7 @@ class Config:
     # The objective
     objective: Literal["wd1", "wd1-positive", "wd1++", "diffu-grpo"] = setting("wd1", "what is optimised (section 5)")
     likelihood: Literal["one_step", "elbo", "trajectory"] = setting("one_step", "wd1's estimate of log p(o|q) (section 4)")
-    mc_samples: int = setting(1, "forward passes per estimate: ELBO samples, or steps of the trajectory or of wd1++")
+    mc_samples: int = setting(1, "forward passes per estimate: mask draws, or steps of the trajectory or of wd1++")
     complementary: bool = setting(False, "elbo: score each mask together with its complement")
     shared_masks: bool = setting(False, "elbo, one_step: a group shares its mask draws")
     prompt_mask_prob: float = setting(0.15, "one_step, diffu-grpo: probability of masking a prompt token")
@@ -105,7 +108,7 @@ class Config:
     warmup_steps: int = setting(10, "training steps until the peak")
     weight_decay: float = setting(0.1, "AdamW's")
     max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
-    lora_rank: int = setting(128, "rank of LoRA adapters on all linear layers (alpha half of it, dropout 0.05); 0: train all")
+    lora_rank: int = setting(128, "rank of new LoRA adapters on all linear layers (alpha half of it, dropout 0.05); 0: none")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: slower, far less memory")
 
     # Evaluation
@@ -118,18 +121,23 @@ class Config:
         """Completes what was left open; refuses, in one sentence, what cannot run."""
         if self.task not in TASKS:
             raise InputError(f"--task {self.task}: unknown; choose one of {', '.join(TASKS)}")
-        for name, value in asdict(self).items():
+        for name, value in asdict(self).items():  # counts are at least 1, or 0 where that means something; the rest finite
             for number in value if isinstance(value, list) else [value]:
                 least = 1 if type(number) is int and name not in MAY_BE_ZERO else 0
                 if type(number) in (int, float) and not least <= number < math.inf:
                     raise InputError(f"--{name} {number}: must be {least} or more")
-        if self.batch_size % self.num_generations or self.num_generations < 2:
-            raise InputError(
-                f"--batch_size {self.batch_size} does not fill groups of --num_generations {self.num_generations}: it must be "
-                "a multiple of it, and a group at least 2, or nothing in it is better or worse"
-            )
-        if self.complementary and self.mc_samples % 2:
+        size, group = self.batch_size, self.num_generations
+        if size % group or group < 2:
+            raise InputError(f"--batch_size {size} does not fill groups of --num_generations {group} (at least 2 in each)")
+        stepwise = self.objective == "wd1++" or (self.likelihood == "trajectory" and self.objective != "diffu-grpo")
+        if stepwise and self.mc_samples > self.diffusion_steps:
+            raise InputError(f"--mc_samples {self.mc_samples}: there are only --diffusion_steps {self.diffusion_steps}")
+        if self.complementary and self.likelihood == "elbo" and self.mc_samples % 2:
             raise InputError(f"--complementary pairs masks: --mc_samples {self.mc_samples} must be even")
+        if self.prompt_mask_prob > 1 or self.seed >= 2**31:
+            raise InputError("--prompt_mask_prob is at most 1, and --seed less than 2^31")
+        if self.resume and self.eval_only:
+            raise InputError("--eval_only evaluates --model: name the model of the run, such as runs/X/model, not --resume")
         if self.beta is None:
             self.beta = 0.04 if self.objective == "diffu-grpo" else 0.0
         if self.lam + self.beta == 0:
@@ -139,7 +147,7 @@ class Config:
             unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         with refusing(f"--device {self.device}: cannot be used"):
-            torch.empty(0, device=self.device)
+            torch.ones(1, dtype=torch.float64, device=self.device).item()
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
         self.output_dir = self.output_dir or self.default_output_dir()
@@ -152,10 +160,12 @@ class Config:
 MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
 PRESETS = {  # what differs from the defaults, by task, objective and model
     "sudoku": dict(num_iterations=8),
-    "wd1++": dict(mc_samples=16),
+    "wd1++": dict(  # the published run trained all weights, which takes several GPUs
+        mc_samples=16, num_generations=4, gen_length=512, block_length=512, temperature=0.1, learning_rate=1e-5,
+    ),
     "tiny": dict(
         blanks=6, likelihood="elbo", mc_samples=2, shared_masks=True, gen_length=19, diffusion_steps=10, block_length=19,
-        temperature=1.0, rollout_batch_size=256, max_steps=60, batch_size=256, num_generations=16, num_iterations=2,
+        temperature=1.0, rollout_batch_size=256, max_steps=80, batch_size=256, num_generations=16, num_iterations=2,
         micro_batch_size=256, learning_rate=1e-4, lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0, lora_rank=0,
         eval_lengths=[19], eval_size=500, eval_every=10, save_every=10,
     ),
@@ -164,38 +174,8 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 # =================================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask: every position sees every other, and the
 # output at a masked position is a distribution over the token that belongs there. So real checkpoints load into stock
-# classes with `is_causal = False`; only names differ. None of a checkpoint's code is ever run.
-
-FAMILIES = {  # model_type in config.json -> stock class
-    "llada": transformers.LlamaForCausalLM, "Dream": transformers.Qwen2ForCausalLM,
-    **{prefix + "llama": transformers.LlamaForCausalLM for prefix in ("", "a2d-")},
-    **{prefix + "qwen2": transformers.Qwen2ForCausalLM for prefix in ("", "a2d-")},
-    **{prefix + "qwen3": transformers.Qwen3ForCausalLM for prefix in ("", "a2d-")},
-}  # fmt: skip
-LLADA_CONFIG = {  # LLaDA's setting -> Llama's; a later line wins (an embedding may have spare rows)
-    "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads", "mlp_hidden_size": "intermediate_size", "vocab_size": "vocab_size",
-    "embedding_size": "vocab_size", "max_sequence_length": "max_position_embeddings", "rms_norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta", "weight_tying": "tie_word_embeddings", "eos_token_id": "eos_token_id",
-    "pad_token_id": "pad_token_id",
-}  # fmt: skip
-LLADA_BLOCK = {  # LLaDA's weight names within a block -> Llama's within a layer
-    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
-    "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
-    "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
-}  # fmt: skip
-LLADA_WEIGHTS = {  # as patterns; no other family's names match them
-    r"^model\.transformer\.wte\.": "model.embed_tokens.", r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    **{rf"^model\.transformer\.blocks\.(\d+)\.{llada}\.": rf"model.layers.\1.{llama}." for llada, llama in LLADA_BLOCK.items()},
-}  # fmt: skip
-ONLY = {  # settings that a stock class would ignore, and so compute something else: the one value they may have
-    "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
-    "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
-    "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
-    "clip_qkv": None, "use_sliding_window": False,
-}  # fmt: skip
-
+# classes with `is_causal = False`; only names differ (extras/checkpoints.py has the tables). None of a checkpoint's code
+# is ever run.
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
@@ -210,27 +190,17 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     """
     path = find_checkpoint(source, weights=device != "meta")
     if (path / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        with refusing(f"{path}: the LoRA adapters cannot be loaded"):
-            base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-            model, tokenizer = load_model(base, device=device, dtype=dtype)
-            return PeftModel.from_pretrained(model, path, is_trainable=True).eval(), tokenizer
+        return load_adapters(path, device=device, dtype=dtype, seed=seed)
     stock, config = read_config(path)
-    if path.is_file():
-        from extras.tiny import character_tokenizer
-
-        tokenizer = character_tokenizer(config)
-    else:
-        with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
-            tokenizer = load_tokenizer(path)
+    with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
+        tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
     for name in ("mask_token_id", "eos_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
         raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
     if path.is_file() or device == "meta":
-        with torch.random.fork_rng(), torch.device(device):
+        with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             return stock(config).to(dtype).eval(), tokenizer
     with refusing(f"{path}: the weights cannot be loaded"):
@@ -244,59 +214,23 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     return model.to(device).eval(), tokenizer
 
 
-def find_checkpoint(source, weights=True) -> Path:
-    """The directory (or config.json) that `source` names; a hub repository is fetched, code and pickles excepted."""
-    path = Path(__file__).with_name("tiny_config.json") if source == "tiny" else Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".json"):
-        return path
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise InputError(f"--model {source}: no such directory or config.json, and not a hub id like GSAI-ML/LLaDA-8B-Instruct")
-    from huggingface_hub import snapshot_download
+def load_adapters(path, **options):
+    """A LoRA directory as a PeftModel on its base model, which `options` load; the adapters' names must all fit."""
+    from peft import PeftModel, get_peft_model_state_dict
 
-    with refusing(f"--model {source}: no such directory, and the hub does not give it"):
-        files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
-        return Path(snapshot_download(str(source), allow_patterns=files))
-
-
-def read_config(path):
-    """The stock class and its config for a directory's config.json, or for such a file itself."""
-    file = path / "config.json" if path.is_dir() else path
-    with refusing(f"{file}: not a model config"):
-        raw = json.loads(file.read_text())
-        family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{file}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
-    if family in ("llama", "qwen2", "qwen3") and raw.get("is_causal") is not False:
-        raise InputError(f"{file}: this is an autoregressive model (is_causal is not false), not a diffusion language model")
-    for name, value in ONLY.items():
-        if raw.get(name) not in (value, None):
-            raise InputError(f"{file}: {name} = {raw[name]!r} is not what {FAMILIES[family].__name__} computes; refused")
-    known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
-    if family == "llada":
-        known = {ours: raw[theirs] for theirs, ours in LLADA_CONFIG.items() if raw.get(theirs) is not None}
-    with refusing(f"{file}: not a valid config"):
-        config = FAMILIES[family].config_class(**known)
-    config.is_causal = config.use_cache = False
-    config.mask_token_id, config.eos_token_id = raw.get("mask_token_id"), raw.get("eos_token_id")
-    config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
-    return FAMILIES[family], config
-
-
-def load_tokenizer(path):
-    """Reads the tokenizer's *files* with a stock class; AutoTokenizer would offer to run the checkpoint's own."""
-    if (path / "tokenizer.json").is_file():
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path)
-    else:
-        vocab, merges = (path / name for name in ("vocab.json", "merges.txt"))
-        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(path) if vocab.stat() and merges.stat() else None
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return tokenizer
+    with refusing(f"{path}: the LoRA adapters cannot be loaded"):
+        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        model, tokenizer = load_model(base, **options)
+        model = PeftModel.from_pretrained(model, path, is_trainable=True).eval()
+        if set(load_file(path / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
+            raise InputError(f"{path}: the LoRA adapters have other names than the weights of {base}")
+        return model, tokenizer
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None):
     """One forward pass: logits of the token at each position, given all unmasked tokens left and right of it.
 
-    canvas: long [B, T]. attention_mask: [B, up to T], 0 at left padding; columns beyond it, and all if None, are real.
+    canvas: long [B, P+L]. attention_mask: [B, up to P+L], 0 at left padding; columns beyond it, and all if None, are real.
     positions: long [n] or [B, n], the columns to predict, the only ones the output head runs on; None for all.
     Returns float32 [B, n, V]. Rows do not depend on their padding: positions are counted from the first real token.
     """
@@ -355,10 +289,10 @@ def generate(
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the likeliest token.
     remasking: "low_confidence" writes the tokens the model is surest of, "random" any.
-    cfg_scale s: logits u + (1 + s)(c - u), where u sees the prompt masked.
+    cfg_scale s: logits u + (1 + s)(c - u), c given the prompt and u given a masked one.
     reference, reference_weight b: sample the geometric mixture, logits (1 - b) model + b reference. Passing a LoRA model
     as its own reference means itself with the adapters off.
-    trajectory: keep guesses and confidence, which predicts all columns at every step (and so draws more noise).
+    trajectory: keep guesses and confidence, of all columns at every step (more noise is drawn if blocks are several).
     generator: a torch.Generator on the prompt's device; it fixes every draw. Raises InputError as unmasking_schedule does.
     """
     schedule = unmasking_schedule(gen_length, steps, block_length)
@@ -367,7 +301,7 @@ def generate(
     (rows, prompt_length), mask_id, device = prompt.shape, model.config.mask_token_id, prompt.device
     canvas = F.pad(prompt, (0, gen_length), value=mask_id)
     written_at = torch.zeros(rows, gen_length, dtype=torch.long, device=device)
-    guesses, confidences = [], []
+    path = []  # (guess, confidence) of every step
 
     def policy_logits(canvas, columns):  # [B, n, V] of the sampling policy
         logits = predict_logits(model, canvas, attention_mask, columns)
@@ -386,12 +320,12 @@ def generate(
         logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
         noisy = logits
         if temperature:
-            # argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. Noise in float32 ends at 16.6,
-            # which distorts the draw (arXiv 2409.02908); float64's ends at 36.
+            # argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise that float32
+            # can make is 16.6, so unlikely tokens would never win (arXiv 2409.02908); float64 reaches 36.
             uniform = torch.rand(logits.shape, generator=generator, device=device, dtype=torch.float64)
             noisy = logits / temperature - (-uniform.log()).log()
         proposal = noisy.argmax(-1, keepdim=True)  # [B, n, 1]
-        confidence = (logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)).exp()  # [B, n], at temperature 1
+        confidence = (logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)).exp()  # [B, n], whatever the temperature
 
         masked = canvas[:, columns] == mask_id
         guess = torch.where(masked, proposal[..., 0], canvas[:, columns])
@@ -401,16 +335,15 @@ def generate(
         canvas.scatter_(1, columns[chosen], guess.gather(1, chosen))
         written_at.scatter_(1, columns[chosen] - prompt_length, step)
         if trajectory:
-            guesses.append(guess)
-            confidences.append(confidence)
-    kept = (torch.stack(guesses, 1), torch.stack(confidences, 1)) if trajectory else ()
+            path.append((guess, confidence))
+    kept = [torch.stack(parts, 1) for parts in zip(*path)]
     return Rollout(prompt, attention_mask, canvas[:, prompt_length:], written_at, *kept)
 
 
 # ========================================================================================= 4. The likelihood log p(o|q)
 # Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs the answers. They
 # differ only in what is hidden and how answers are weighed; a View says just that. A completion ends with its first EOS:
-# what the sampler wrote after it is no part of o, is never scored, and is hidden from the model.
+# what the sampler wrote after it is no part of o and never scored. The ELBO and the one-step estimate also hide it.
 
 
 class View(NamedTuple):
@@ -437,7 +370,14 @@ def log_likelihood(model, prompt, views, attention_mask=None):
 def until_eos(completion, eos_token_id):
     """bool [B, L]: the tokens up to and including the first EOS (an id, or several)."""
     is_eos = torch.isin(completion, torch.tensor([] if eos_token_id is None else eos_token_id, device=completion.device))
-    return is_eos.cumsum(-1) - is_eos.long() == 0
+    return is_eos.cumsum(-1) - is_eos.long() == 0  # no EOS strictly before
+
+
+def shared_rand(rows, columns, group_size, generator, device):
+    """Uniform noise [rows, columns], drawn once for each `group_size` consecutive rows."""
+    if rows % group_size:
+        raise InputError(f"{rows} rows are not whole groups of group_size {group_size}")
+    return torch.rand(rows // group_size, columns, generator=generator, device=device).repeat_interleave(group_size, 0)
 
 
 def elbo_views(
@@ -447,18 +387,14 @@ def elbo_views(
     counted = until_eos(completion, config.eos_token_id)
     length = counted.sum(-1, keepdim=True)  # [B, 1], each row's own L
     draws, views = mc_samples // (1 + complementary), []
-
-    def rand(columns):  # uniform [B, columns], the same for the rows of a group
-        noise = torch.rand(len(prompt) // group_size, columns, generator=generator, device=prompt.device)
-        return noise.repeat_interleave(group_size, 0)
-
+    rand = lambda columns: shared_rand(len(prompt), columns, group_size, generator, prompt.device)
     for k in range(draws):
         level = (k + rand(1)) / draws if stratified else rand(1)  # [B, 1], uniform between 0 and 1
         size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}
         # The first l tokens in a random order are a uniform subset of size l.
         rank = rand(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
         subsets = [(rank < size, size)]
-        if complementary:  # each of the two is half of the estimate; with all tokens in S, S is all of it
+        if complementary:  # S and the rest are half of the estimate each; if there is no rest, S counts twice
             rest = length - size
             subsets = [(rank < size, torch.where(rest > 0, size, size / 2)), (rank >= size, rest.clamp(min=1))]
         for subset, divisor in subsets:
@@ -484,11 +420,14 @@ def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_m
     return log_likelihood(model, prompt, views, attention_mask)
 
 
-def one_step_views(config, prompt, completion, *, prompt_mask_prob=0.15, group_size=1, generator=None):
-    """The one View whose estimate is `one_step_log_likelihood`."""
-    noise = torch.rand(len(prompt) // group_size, prompt.shape[1], generator=generator, device=prompt.device)
-    hidden = F.pad(noise.repeat_interleave(group_size, 0) < prompt_mask_prob, (0, completion.shape[1]), value=True)
-    return [View(hidden, completion, until_eos(completion, config.eos_token_id).float())]
+def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob=0.15, group_size=1, generator=None):
+    """The `mc_samples` Views whose estimate is `one_step_log_likelihood`."""
+    weight, views = until_eos(completion, config.eos_token_id) / mc_samples, []
+    for _ in range(mc_samples):
+        noise = shared_rand(*prompt.shape, group_size, generator, prompt.device)
+        hidden = F.pad(noise < prompt_mask_prob, (0, completion.shape[1]), value=True)
+        views.append(View(hidden, completion, weight))
+    return views
 
 
 def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
@@ -496,8 +435,9 @@ def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, *
 
         sum_i log p(o_i | q with each token masked with probability prompt_mask_prob, nothing of o)
 
-    One forward pass and no noise from a completion mask, but biased: tokens are predicted as if independent. Options:
-    prompt_mask_prob (default 0.15), generator, group_size (rows that share a prompt mask).
+    One forward pass and no noise from a completion mask, but biased: tokens are predicted as if independent. Masking some
+    of the prompt makes the mu gradient steps on one batch see different inputs. Options: prompt_mask_prob (default 0.15),
+    mc_samples (prompt masks to average over), group_size (rows that share them), generator.
     """
     return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
 
@@ -515,22 +455,23 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 
         L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|
     """
-    views, total = [], int(rollout.written_at.max()) + 1
+    views, T = [], int(rollout.written_at.max()) + 1
     for step in steps:
         hidden = rollout.written_at >= step
-        target = rollout.guesses[:, step] if guesses else rollout.completion
-        if guesses:
-            weight = hidden * target.shape[1] / hidden.sum(-1, keepdim=True) ** 2
-            weight = weight * rollout.confidence[:, step] if confidence_factor else weight
+        if guesses:  # L/|S_t| as in the ELBO; the other 1/|S_t| makes a mean over the hidden tokens
+            target, size = rollout.guesses[:, step], hidden.sum(-1, keepdim=True)
+            weight = hidden * target.shape[1] / size**2 * (rollout.confidence[:, step] if confidence_factor else 1)
         else:
-            weight = (rollout.written_at == step) * total / len(steps)
+            target, weight = rollout.completion, (rollout.written_at == step) * T / len(steps)
         views.append(View(F.pad(hidden, (rollout.prompt.shape[1], 0)), target, weight * until_eos(target, config.eos_token_id)))
     return views
 
 
 # ============================================================================= 5. Advantages, group weights and losses
-# The best policy under a KL penalty is  pi*(o|q) ~ pi_old(o|q) exp(psi A(o)):  it reweighs pi_old's samples by the softmax
-# of psi A. Fitting pi to it raises their log-likelihood by w+; fitting pi away from its mirror image, exp(-psi A), is w-.
+# The policy that maximises E[A] - lambda KL(pi || pi_old) is proportional to pi_old(o|q) exp(psi A(o)). On pi_old's own
+# samples that is the softmax of psi A, so fitting pi to it means maximising sum w+ log p. The same argument with -A gives
+# the policy to stay away from, and w-. With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b,
+# b = beta / (lambda + beta): sample from that (`generate`'s reference_weight) and weigh as before.
 
 
 def advantages(rewards):
@@ -548,7 +489,7 @@ def group_weights(rewards, psi=1.0):
 
 
 def wd1_loss(log_likelihood, w_plus, w_minus):
-    """L = - sum_i (w+_i - w-_i) log p(o_i|q), averaged over the N groups: all [N, G], returns a scalar."""
+    """loss = - sum_i (w+_i - w-_i) log p(o_i|q), averaged over the N groups: all [N, G], returns a scalar."""
     return -((w_plus - w_minus) * log_likelihood).sum(-1).mean()
 
 
@@ -584,11 +525,11 @@ def set_up(config):
     device = "meta" if config.dry_run else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed)
     prompts = encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids
-    longest = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths)
-    if longest > model.config.max_position_embeddings:
+    longest, limit = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths), model.config.max_position_embeddings
+    if longest > limit:
         raise InputError(
-            f"the longest prompt with its completion has {longest} tokens, and the model allows "
-            f"{model.config.max_position_embeddings}: lower --gen_length and --eval_lengths, or leave out long problems"
+            f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "
+            "--eval_lengths, or leave out the long problems"
         )
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from peft import LoraConfig, get_peft_model
@@ -623,26 +564,25 @@ def sample(model, tokenizer, prompts, config, gen_length, steps, **options) -> R
     return Rollout(*(None if field[0] is None else torch.cat(field) for field in fields))
 
 
-def decode(tokenizer, tokens):
+def decode(model, tokenizer, tokens):
     """The texts of completions [B, L], each up to its first EOS."""
-    kept = until_eos(tokens, tokenizer.eos_token_id)
+    kept = until_eos(tokens, model.config.eos_token_id)
     return [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, kept)]
 
 
 def collect(model, tokenizer, reference, rows, config):
     """Samples and scores a completion for each of B rows, G in a row with one prompt: (rollout, texts, rewards, weights).
 
-    rewards [N, G]. weights (w+, w-): each [B, 1], or for wd1++, which rewards the guess of every denoising step, [B, T].
+    rewards [N, G]. weights (w+, w-): each [B, 1]; for wd1++, whose groups are the G T guesses of all steps, [B, T].
     """
-    task, stepwise, options = TASKS[config.task], config.objective == "wd1++", {}
-    if config.beta and config.objective != "diffu-grpo":
-        options = dict(reference=reference, reference_weight=config.beta / (config.lam + config.beta))
-    options |= dict(temperature=config.temperature, trajectory=stepwise)
+    task, stepwise = TASKS[config.task], config.objective == "wd1++"
+    b = 0.0 if config.objective == "diffu-grpo" else config.beta / (config.lam + config.beta)  # see section 5
+    options = dict(temperature=config.temperature, trajectory=stepwise, reference=reference, reference_weight=b)
     prompts = [row["prompt"] for row in rows]
     rollout = sample(model, tokenizer, prompts, config, config.gen_length, config.diffusion_steps, **options)
 
     def score(tokens, copies):  # tokens [B * copies, L] -> texts, rewards [N, G * copies]
-        texts = decode(tokenizer, tokens)
+        texts = decode(model, tokenizer, tokens)
         rewards = [task.reward(text, rows[i // copies]) for i, text in enumerate(texts)]
         return texts, torch.tensor(rewards, dtype=torch.float, device=config.device).view(-1, config.num_generations * copies)
 
@@ -655,16 +595,17 @@ def collect(model, tokenizer, reference, rows, config):
 
 def draw_views(config, model_config, rollout):
     """The forward passes of one gradient step, with fresh masks: [(column of the weights, View)]."""
-    steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()
-    options = dict(group_size=config.num_generations if config.shared_masks else 1)
-    if config.objective == "wd1++":
+    grpo, pair = config.objective == "diffu-grpo", (rollout.prompt, rollout.completion)
+    steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()  # only for estimates along the path
+    shared = dict(group_size=config.num_generations if config.shared_masks else 1)
+    if config.objective == "wd1++":  # a random few of the T terms of the loss, not scaled up
         return list(zip(steps, path_views(model_config, rollout, steps, True, config.confidence_factor)))
-    if config.objective == "diffu-grpo" or config.likelihood == "one_step":
-        options |= dict(prompt_mask_prob=config.prompt_mask_prob)
-        views = one_step_views(model_config, rollout.prompt, rollout.completion, **options)
+    if grpo or config.likelihood == "one_step":
+        options = dict(mc_samples=1 if grpo else config.mc_samples, prompt_mask_prob=config.prompt_mask_prob, **shared)
+        views = one_step_views(model_config, *pair, **options)
     elif config.likelihood == "elbo":
-        options |= dict(mc_samples=config.mc_samples, complementary=config.complementary)
-        views = elbo_views(model_config, rollout.prompt, rollout.completion, **options)
+        options = dict(mc_samples=config.mc_samples, complementary=config.complementary, **shared)
+        views = elbo_views(model_config, *pair, **options)
     else:
         views = path_views(model_config, rollout, steps)
     return [(0, view) for view in views]
@@ -684,7 +625,7 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
     """
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     updates = [draw_views(config, model.config, rollout) for _ in range(config.num_iterations)]
-    (w_plus, w_minus), grpo, losses, norms = weights, config.objective == "diffu-grpo", [], []
+    (w_plus, w_minus), grpo, taken = weights, config.objective == "diffu-grpo", []
 
     @torch.no_grad()
     def fixed(policy):  # log-probabilities [B, L] of each update's view under a policy that stays as it is
@@ -706,46 +647,41 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
                     loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
                 else:
                     log_p = (view.weight[rows] * log_probs).sum(-1)  # [b], this view's part of log p(o|q)
+                    # These rows posed as one group, over N: summed over rows and views it is wd1_loss of the whole batch.
                     loss = wd1_loss(log_p[None], w_plus[None, rows, column], w_minus[None, rows, column]) / len(rewards)
                 loss.backward()
                 total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm).item()
         if math.isfinite(total) and math.isfinite(norm):  # a step along anything else would ruin the weights
             optimizer.step()
-            losses.append(total)
-            norms.append(norm)
-    means = {"loss": fmean(losses), "grad_norm": fmean(norms)} if losses else {"loss": None, "grad_norm": None}
-    return {**means, "skipped": len(updates) - len(losses)}
+            taken.append((total, norm))
+    loss, norm = map(fmean, zip(*taken)) if taken else (None, None)
+    return {"loss": loss, "grad_norm": norm, "skipped": len(updates) - len(taken)}
 
 
-def train(config, stop=()):
+def train(config):
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json.
 
-    Once the list `stop` is not empty, the loop finishes its step, leaves a checkpoint and raises SystemExit.
+    On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit.
     """
     from extras.pictures import plot_run
-    from extras.runs import RunDirectory
+    from extras.runs import RunDirectory, signals_caught
     from extras.watch import show
 
     config.check()
     run = RunDirectory(config)
     model, tokenizer, train_set, test_set = set_up(config)
     reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta else None
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    optimizer = torch.optim.AdamW(weights.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
-    scheduler = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps)
+    parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
+    schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
     state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
-    if run.saved:
-        state = run.saved["state"]
-        optimizer.load_state_dict(run.saved["optimizer"])
-        scheduler.load_state_dict(run.saved["scheduler"])
-        for name, weight in weights.items():
-            weight.data.copy_(run.saved["weights"][name])
+    state = run.restore(state, parameters, optimizer)
     for network in {model, reference} - {None}:
         network.register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
     run.start(state["steps"])
     started, failures = time.time() - state["seconds"], 0
-    with autocast(config):
+    with autocast(config), signals_caught() as stop:
         if state["before"] is None:
             state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
             run.log("metrics.jsonl", step=0, eval=state["before"])
@@ -756,10 +692,12 @@ def train(config, stop=()):
             torch.manual_seed(config.seed * 1_000_003 + step)  # a step's draws depend on its number alone
             problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
             rows = [problem for problem in problems for _ in range(config.num_generations)]
-            rollout, texts, rewards, group = collect(model, tokenizer, reference, rows, config)
+            rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config)
             tokens_per_second = rollout.completion.numel() / (time.time() - begin)
-            learned = learn(model, reference, optimizer, rollout, rewards, group, config)
-            scheduler.step()
+            learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
+            for part in optimizer.param_groups:
+                part["lr"] = learning_rate
+            learned = learn(model, reference, optimizer, rollout, rewards, weights, config)
             failures = failures + 1 if learned["loss"] is None else 0
             if failures == 3:
                 hint = f"{run.checkpoint} holds the last good weights, and a lower --learning_rate may help"
@@ -768,8 +706,8 @@ def train(config, stop=()):
                 "reward": rewards.mean().item(),
                 "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
                 "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
-                "length": until_eos(rollout.completion, tokenizer.eos_token_id).sum(1).float().mean().item(),
-                **learned, "learning_rate": scheduler.get_last_lr()[0], "tokens_per_second": tokens_per_second,
+                "length": until_eos(rollout.completion, model.config.eos_token_id).sum(1).float().mean().item(),
+                **learned, "learning_rate": learning_rate, "tokens_per_second": tokens_per_second,
             }  # fmt: skip
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
@@ -782,7 +720,7 @@ def train(config, stop=()):
             shown = {name: metrics[name] for name in ("reward", "accuracy", "loss", "tokens_per_second")}
             bar.set_postfix({**shown, "held-out": state["after"]["accuracy"]})
             if done or stop or (step + 1) % config.save_every == 0:
-                run.save(weights=weights, optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), state=state)
+                run.save(weights=parameters, optimizer=optimizer.state_dict(), state=state)
             if stop and not done:
                 raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
@@ -803,9 +741,12 @@ def problems_of(step, config, size):
 
 
 def autocast(config):
-    """The context in which `--dtype bfloat16` computes in bfloat16, whatever the weights are kept in."""
+    """The context in which `--dtype bfloat16` computes in bfloat16, whatever the weights are kept in.
+
+    Without its cache: that would go on using the bfloat16 copies of weights which an update has since changed.
+    """
     dtype = getattr(torch, config.dtype)
-    return torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32)
+    return torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 # ==================================================================================================== 7. Evaluation
@@ -817,9 +758,9 @@ def evaluate_model(model, tokenizer, test_set, config):
     The first two are those of the length nearest to gen_length.
     """
     task, lengths = TASKS[config.task], {}
-    for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):
+    for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):  # the nearest last
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, (length + 1) // 2)
-        answers = list(zip(decode(tokenizer, rollout.completion), test_set))
+        answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
         nearest = lengths[str(length)] = {
             "accuracy": fmean(task.correct(text, example) for text, example in answers),
             "reward": fmean(task.reward(text, example) for text, example in answers),
@@ -856,7 +797,7 @@ def parse_arguments(argv):
     run, names = Path(config.output_dir or config.default_output_dir()), set(asdict(config)) - {"resume", "output_dir"}
     if not config.resume and Path(config.model).name == "model":  # a model that a run saved is sampled as it was trained
         run = Path(config.model).parent
-        names = {"task", "blanks", "gen_length", "diffusion_steps", "block_length", "eval_lengths"}
+        names = {"task", "seed", "blanks", "gen_length", "diffusion_steps", "block_length", "eval_lengths"}
     elif not config.resume:
         return config
     if (run / "config.json").is_file():
@@ -870,9 +811,6 @@ def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 for a run that diverged, 2 for input that cannot be used."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first finishes the step and saves, the second ends at once
-        signal.signal(number, lambda *_: os._exit(130) if stop else stop.append(1))
     try:
         config = parse_arguments(argv)
         if config.dry_run:
@@ -882,11 +820,13 @@ def main(argv=None):
         elif config.eval_only:
             print(json.dumps(evaluate(config), indent=2))
         else:
-            summary = train(config, stop)
+            summary = train(config)
             for when in ("before", "after"):
                 print(f"{when:>6}: accuracy {summary[when]['accuracy']:.1%}, reward {summary[when]['reward']:.3f}")
             print(f"{config.output_dir}/curve.png shows how it went; {config.output_dir}/model is the trained model")
         return 0
+    except KeyboardInterrupt:
+        return 130
     except (InputError, FloatingPointError) as error:
         print(f"wd1: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -20,11 +20,9 @@ def plan(config):
         kept = layer + shape.hidden_size * shape.num_hidden_layers
     chunks = math.ceil(config.batch_size / config.rollout_batch_size)
     mixture = bool(config.beta) and config.objective != "diffu-grpo"
-    views = min(config.mc_samples, config.diffusion_steps) if config.likelihood != "elbo" else config.mc_samples
+    views = config.mc_samples
     if config.objective == "diffu-grpo":
         views = 1 + 1 + bool(config.beta)  # current, old, reference
-    elif config.likelihood == "one_step" and config.objective != "wd1++":
-        views = 1
     return {
         "parameters": sum(weight.numel() for weight in weights),
         "trainable_parameters": trained,

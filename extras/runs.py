@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +23,24 @@ def replace(path, write):
     os.replace(temporary, path)
 
 
+@contextmanager
+def signals_caught():
+    """A list that the first Ctrl-C or SIGTERM fills, so that the loop can finish its step; a second one ends at once."""
+    stop, previous = [], {}
+
+    def ask(number, _):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class RunDirectory:
     """Decides, before anything is computed or written, if config.output_dir can be used; raises InputError if not.
 
@@ -29,8 +50,11 @@ class RunDirectory:
     def __init__(self, config):
         self.config, self.path, self.saved = config, Path(config.output_dir), None
         self.checkpoint = self.path / "checkpoint" / "state.pt"
+        there = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"--output_dir {self.path} cannot be written: {there} is no directory, or read-only")
         if not config.resume:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and any(self.path.iterdir()):
                 raise InputError(
                     f"--output_dir {self.path} holds another run: --resume goes on with it, or choose another directory"
                 )
@@ -43,6 +67,16 @@ class RunDirectory:
         if self.checkpoint.exists():
             with refusing(f"{self.checkpoint} cannot be read; delete it to start the run anew"):
                 self.saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+
+    def restore(self, state, parameters, optimizer):
+        """Puts the checkpoint, if there is one, into what is given and returns its state, else `state`."""
+        if not self.saved:
+            return state
+        with refusing(f"{self.checkpoint} does not fit the model"):
+            optimizer.load_state_dict(self.saved["optimizer"])
+            for name, weight in parameters.items():
+                weight.data.copy_(self.saved["weights"][name])
+        return self.saved["state"]
 
     def start(self, step):
         """Creates the directory; of a resumed run it drops what was logged after its checkpoint: it is about to recur."""

@@ -1,4 +1,4 @@
-"""The tiny model of the demo: its tokenizer, and its base, which can solve sudokus and rarely answers as asked.
+"""The base model of the demo: it can solve sudokus, and rarely answers as asked.
 
 RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we need a model like
 that: it is pretrained, with the same `elbo` that RL uses, on 4x4 sudokus whose answers are written row by row, as asked,
@@ -20,33 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import wd1  # noqa: E402
+from extras.checkpoints import character_tokenizer  # noqa: E402
 from rewards import TASKS, Sudoku  # noqa: E402
-from wd1 import elbo, load_model  # noqa: E402
 
-
-def character_tokenizer(config):
-    """The tiny model's tokenizer: a token is a character, a tag, or the whole instruction of a task.
-
-    125,000 parameters do not read English; with one token per instruction they get the very prompts that LLaDA gets.
-    """
-    words = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", *(task.instruction for task in TASKS.values())]
-    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
-    free = (i for i in range(config.vocab_size) if i not in special)
-    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | {v: k for k, v in special.items()}
-    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_tokens(words)
-    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", unk_token="<|unk|>")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
-
-
-RECIPE = dict(steps=1600, batch_size=128, as_asked=0.28, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
+RECIPE = dict(steps=1600, batch_size=128, as_asked=0.3, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 
 
 def corpus(rng, blanks, size, as_asked):
@@ -61,7 +43,7 @@ def corpus(rng, blanks, size, as_asked):
 
 def pretrain(seed, blanks):
     """Masked-diffusion pretraining of the tiny model on a fresh batch of puzzles a step: (model, tokenizer)."""
-    model, tokenizer = load_model("tiny", seed=seed)
+    model, tokenizer = wd1.load_model("tiny", seed=seed)
     rng = np.random.default_rng([seed, blanks])
     torch.manual_seed(seed)
     # Muon for the matrices, AdamW for the rest: in two minutes it gets where AdamW alone does not in ten.
@@ -78,7 +60,7 @@ def pretrain(seed, blanks):
         prompts, answers = zip(*corpus(rng, blanks, RECIPE["batch_size"], RECIPE["as_asked"]))
         prompt = tokenizer(list(prompts), return_tensors="pt").input_ids
         completion = tokenizer(list(answers), return_tensors="pt").input_ids
-        loss = -elbo(model, prompt, completion).mean() / completion.shape[1]
+        loss = -wd1.elbo(model, prompt, completion).mean() / completion.shape[1]
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,7 +76,9 @@ def tiny_base(seed=0, blanks=6):
 
     The cache's key is everything the model is made from: recipe, configuration, code, seed and torch version.
     """
-    code = [inspect.getsource(part) for part in (character_tokenizer, corpus, pretrain, elbo, Sudoku)]
+    parts = [corpus, pretrain, character_tokenizer, Sudoku, wd1.predict_logits, wd1.token_log_probs, wd1.log_likelihood]
+    parts += [wd1.until_eos, wd1.shared_rand, wd1.elbo_views, wd1.elbo]
+    code = [inspect.getsource(part) for part in parts]
     config = Path(__file__).resolve().parents[1].joinpath("tiny_config.json").read_text()
     made_from = json.dumps([RECIPE, config, code, seed, blanks, torch.__version__])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wd1"

@@ -41,7 +41,7 @@ def main():
     task, config = TASKS["sudoku"], Config(device="cpu", rollout_batch_size=PROMPTS * GROUP, block_length=19)
     rows = [row for row in task.train(blanks=6).select(range(PROMPTS)) for _ in range(GROUP)]
     rollout = sample(model, tokenizer, [row["prompt"] for row in rows], config, 19, 10, temperature=1.0)
-    texts = decode(tokenizer, rollout.completion)
+    texts = decode(model, tokenizer, rollout.completion)
     rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)]).view(PROMPTS, GROUP)
     print(f"{SAMPLES} forward passes each, {DRAWS} draws, {PROMPTS} groups of {GROUP}\n")
     print("| masks | log p(o\\|q) | wd1's loss | wd1's gradient |\n|---|---|---|---|")
@@ -56,7 +56,7 @@ def main():
     for name, size in (("independent", 1), ("shared by a group", GROUP)):
         variances = measure(
             model, rollout.prompt, rollout.completion, rewards,
-            lambda *parts, size=size: sum(one_step_log_likelihood(*parts, group_size=size) for _ in range(SAMPLES)) / SAMPLES,
+            lambda *parts, size=size: one_step_log_likelihood(*parts, group_size=size, mc_samples=SAMPLES),
         )  # fmt: skip
         print(f"| one-step, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
 

@@ -26,6 +26,6 @@ def show(model, tokenizer, example, config, title, file=None):
                 runs.append(tokenizer.decode(tokens, skip_special_tokens=True) if flags[start] else "░" * (end - start))
                 start = end
         print(f"  step {done:>3}  {''.join(runs).replace(chr(10), '⏎')[:width]}", file=file)
-    text = decode(tokenizer, rollout.completion)[0]
+    text = decode(model, tokenizer, rollout.completion)[0]
     verdict = "correct" if task.correct(text, example) else "wrong"
     print(f"  {verdict}, reward {task.reward(text, example):.2f}\n", file=file)

@@ -1,0 +1,114 @@
+"""Real checkpoints in stock classes: which class, whose settings, whose weight names. Runs none of their code.
+
+LLaDA's own modelling code and LlamaForCausalLM with `is_causal = False` and the same weights give the same logits; so do
+Dream's and Qwen2's (read one position to the left), and the a2d conversions' and their originals'.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from rewards import TASKS, InputError, refusing
+
+FAMILIES = {  # model_type in config.json -> stock class
+    "llada": transformers.LlamaForCausalLM, "Dream": transformers.Qwen2ForCausalLM,
+    **{prefix + "llama": transformers.LlamaForCausalLM for prefix in ("", "a2d-")},
+    **{prefix + "qwen2": transformers.Qwen2ForCausalLM for prefix in ("", "a2d-")},
+    **{prefix + "qwen3": transformers.Qwen3ForCausalLM for prefix in ("", "a2d-")},
+}  # fmt: skip
+LLADA_CONFIG = {  # LLaDA's setting -> Llama's; a later line wins (an embedding may have spare rows)
+    "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads", "mlp_hidden_size": "intermediate_size", "vocab_size": "vocab_size",
+    "embedding_size": "vocab_size", "max_sequence_length": "max_position_embeddings", "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta", "weight_tying": "tie_word_embeddings", "pad_token_id": "pad_token_id",
+}  # fmt: skip
+LLADA_BLOCK = {  # LLaDA's weight names within a block -> Llama's within a layer
+    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj",
+    "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
+}  # fmt: skip
+LLADA_WEIGHTS = {  # as patterns; no other family's names match them
+    r"^model\.transformer\.wte\.": "model.embed_tokens.", r"^model\.transformer\.ln_f\.": "model.norm.",
+    r"^model\.transformer\.ff_out\.": "lm_head.",
+    **{rf"^model\.transformer\.blocks\.(\d+)\.{llada}\.": rf"model.layers.\1.{llama}." for llada, llama in LLADA_BLOCK.items()},
+}  # fmt: skip
+ONLY = {  # settings that a stock class would ignore, and so compute something else: the one value they may have
+    "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
+    "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
+    "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
+    "clip_qkv": None, "use_sliding_window": False,
+}  # fmt: skip
+
+
+def find_checkpoint(source, weights=True) -> Path:
+    """The directory (or config.json) that `source` names; a hub repository is fetched, code and pickles excepted."""
+    with refusing(f"--model {source}: not a path"):
+        path = Path(__file__).resolve().parents[1] / "tiny_config.json" if source == "tiny" else Path(source).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix == ".json"):
+            return path
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise InputError(f"--model {source}: no such directory or config.json, and not a hub id like GSAI-ML/LLaDA-8B-Instruct")
+    from huggingface_hub import snapshot_download
+
+    with refusing(f"--model {source}: no such directory, and the hub does not give it"):
+        files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
+        return Path(snapshot_download(str(source), allow_patterns=files))
+
+
+def read_config(path):
+    """The stock class and its config for a directory's config.json, or for such a file itself."""
+    file = path / "config.json" if path.is_dir() else path
+    with refusing(f"{file}: not a model config"):
+        raw = json.loads(file.read_text())
+        family = str(raw.get("model_type"))
+    if family not in FAMILIES:
+        raise InputError(f"{file}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if family in ("llama", "qwen2", "qwen3") and raw.get("is_causal") is not False:
+        raise InputError(f"{file}: this is an autoregressive model (is_causal is not false), not a diffusion language model")
+    for name, value in ONLY.items():
+        if raw.get(name) not in (value, None):
+            raise InputError(f"{file}: {name} = {raw[name]!r} is not what {FAMILIES[family].__name__} computes; refused")
+    known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
+    if family == "llada":
+        known = {ours: raw[theirs] for theirs, ours in LLADA_CONFIG.items() if raw.get(theirs) is not None}
+    with refusing(f"{file}: not a valid config"):
+        config = FAMILIES[family].config_class(**known)
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise InputError(f"{file}: not a valid config (the heads are not a multiple of the key-value heads)")
+    config.is_causal = config.use_cache = False
+    config.mask_token_id, config.eos_token_id = raw.get("mask_token_id"), raw.get("eos_token_id")
+    config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
+    return FAMILIES[family], config
+
+
+def load_tokenizer(path):
+    """Reads the tokenizer's *files* with a stock class; AutoTokenizer would offer to run the checkpoint's own."""
+    fast = (path / "tokenizer.json").is_file()
+    for name in () if fast else ("vocab.json", "merges.txt"):
+        (path / name).stat()  # raises if it is missing
+    stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer  # Dream's is Qwen2's
+    tokenizer = stock.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def character_tokenizer(config):
+    """The tiny model's tokenizer: a token is a character, a tag, or the whole instruction of a task.
+
+    125,000 parameters do not read English; with one token per instruction they get the very prompts that LLaDA gets.
+    """
+    if not isinstance(config.mask_token_id, int) or not isinstance(config.eos_token_id, int):
+        raise InputError("no mask token: a config.json without a tokenizer needs numbers mask_token_id and eos_token_id")
+    words = ["<reasoning>", "</reasoning>", "<answer>", "</answer>", *(task.instruction for task in TASKS.values())]
+    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
+    free = (i for i in range(config.vocab_size) if i not in special)
+    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | {v: k for k, v in special.items()}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_tokens(words)
+    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", unk_token="<|unk|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
