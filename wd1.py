@@ -177,6 +177,7 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 # classes with `is_causal = False`; only names differ (extras/checkpoints.py has the tables). None of a checkpoint's code
 # is ever run.
 
+
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
 
@@ -717,8 +718,9 @@ def train(config):
             run.log("metrics.jsonl", step=step + 1, **metrics, seconds=state["seconds"], forward_passes=state["forward_passes"])
             for text, reward in zip(texts, rewards[0].tolist()):
                 run.log("samples.jsonl", step=step + 1, prompt=rows[0]["prompt"], completion=text, reward=reward)
-            shown = {name: metrics[name] for name in ("reward", "accuracy", "loss", "tokens_per_second")}
-            bar.set_postfix({**shown, "held-out": state["after"]["accuracy"]})
+            shown = {"reward": metrics["reward"], "accuracy": metrics["accuracy"], "loss": learned["loss"] or 0.0}
+            shown = {name: f"{value:.2f}" for name, value in {**shown, "held-out": state["after"]["accuracy"]}.items()}
+            bar.set_postfix({**shown, "tokens/s": f"{tokens_per_second:.0f}"})
             if done or stop or (step + 1) % config.save_every == 0:
                 run.save(weights=parameters, optimizer=optimizer.state_dict(), state=state)
             if stop and not done:
