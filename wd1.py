@@ -31,12 +31,12 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
 import copy
 import json
 import math
-import re
 import shutil
 import sys
 import time
+import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple, Optional
@@ -50,6 +50,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, load_tokenizer, read_config
+from extras.settings import check, parse_arguments
 from rewards import TASKS, InputError, refusing
 
 # ================================================================================================== 1. Configuration
@@ -117,51 +118,12 @@ class Config:
     eval_every: int = setting(100, "training steps between evaluations; 0: only before and after")
     save_every: int = setting(20, "training steps between checkpoints")
 
-    def check(self):
-        """Completes what was left open; refuses, in one sentence, what cannot run."""
-        if self.task not in TASKS:
-            raise InputError(f"--task {self.task}: unknown; choose one of {', '.join(TASKS)}")
-        for name, value in asdict(self).items():  # counts are at least 1, or 0 where that means something; the rest finite
-            for number in value if isinstance(value, list) else [value]:
-                least = 1 if type(number) is int and name not in MAY_BE_ZERO else 0
-                if type(number) in (int, float) and not least <= number < math.inf:
-                    raise InputError(f"--{name} {number}: must be {least} or more")
-        size, group = self.batch_size, self.num_generations
-        if size % group or group < 2:
-            raise InputError(f"--batch_size {size} does not fill groups of --num_generations {group} (at least 2 in each)")
-        stepwise = self.objective == "wd1++" or (self.likelihood == "trajectory" and self.objective != "diffu-grpo")
-        if stepwise and self.mc_samples > self.diffusion_steps:
-            raise InputError(f"--mc_samples {self.mc_samples}: there are only --diffusion_steps {self.diffusion_steps}")
-        if self.complementary and self.likelihood == "elbo" and self.mc_samples % 2:
-            raise InputError(f"--complementary pairs masks: --mc_samples {self.mc_samples} must be even")
-        if self.prompt_mask_prob > 1 or self.seed >= 2**31:
-            raise InputError("--prompt_mask_prob is at most 1, and --seed less than 2^31")
-        if self.resume and self.eval_only:
-            raise InputError("--eval_only evaluates --model: name the model of the run, such as runs/X/model, not --resume")
-        if self.beta is None:
-            self.beta = 0.04 if self.objective == "diffu-grpo" else 0.0
-        if self.lam + self.beta == 0:
-            raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
-        unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
-        for length in self.eval_lengths:
-            unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with refusing(f"--device {self.device}: cannot be used"):
-            torch.ones(1, dtype=torch.float64, device=self.device).item()
-        if self.dtype == "auto":
-            self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
-        self.output_dir = self.output_dir or self.default_output_dir()
 
-    def default_output_dir(self):
-        name = re.sub(r"[^\w.+-]+", "-", self.model.removesuffix("/model")).strip("-.")
-        return f"runs/{name}-{self.task}-{self.objective}"
-
-
-MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
 PRESETS = {  # what differs from the defaults, by task, objective and model
     "sudoku": dict(num_iterations=8),
     "wd1++": dict(  # the published run trained all weights, which takes several GPUs
-        mc_samples=16, num_generations=4, gen_length=512, block_length=512, temperature=0.1, learning_rate=1e-5,
+        mc_samples=16, num_generations=4, gen_length=512, block_length=512, rollout_batch_size=8, temperature=0.1,
+        learning_rate=1e-5,
     ),
     "tiny": dict(
         blanks=6, likelihood="elbo", mc_samples=2, shared_masks=True, gen_length=19, diffusion_steps=10, block_length=19,
@@ -540,7 +502,7 @@ def set_up(config):
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", **rank))
         model.peft_config["default"].base_model_name_or_path = str(Path(source).resolve() if Path(source).exists() else source)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer, train_set, test_set
 
 
@@ -669,7 +631,7 @@ def train(config):
     from extras.runs import RunDirectory, signals_caught
     from extras.watch import show
 
-    config.check()
+    check(config)
     run = RunDirectory(config)
     model, tokenizer, train_set, test_set = set_up(config)
     reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta else None
@@ -773,7 +735,7 @@ def evaluate_model(model, tokenizer, test_set, config):
 def evaluate(config):
     """Evaluates a model on the held-out problems; trains and writes nothing. Returns what evaluate_model returns."""
     config.eval_only = True
-    config.check()
+    check(config)
     model, tokenizer, _, test_set = set_up(config)
     with autocast(config):
         return evaluate_model(model, tokenizer, test_set, config)
@@ -782,39 +744,13 @@ def evaluate(config):
 # ============================================================================================== 8. The command line
 
 
-def parse_arguments(argv):
-    """The command line as a Config. What it leaves open comes from the run it names, if any, else from PRESETS."""
-    parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0], allow_abbrev=False)
-
-    def refuse(message):
-        raise InputError(message)
-
-    parser.error = refuse
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        refuse(f"{unknown[0]}: no such option; python wd1.py --help lists them")
-    for name in (given.task, given.objective, given.model):
-        parser.set_defaults(**PRESETS.get(name, {}))
-    [config] = parser.parse_args_into_dataclasses(argv)
-    run, names = Path(config.output_dir or config.default_output_dir()), set(asdict(config)) - {"resume", "output_dir"}
-    if not config.resume and Path(config.model).name == "model":  # a model that a run saved is sampled as it was trained
-        run = Path(config.model).parent
-        names = {"task", "seed", "blanks", "gen_length", "diffusion_steps", "block_length", "eval_lengths"}
-    elif not config.resume:
-        return config
-    if (run / "config.json").is_file():
-        with refusing(f"{run}/config.json cannot be read"):
-            saved = json.loads((run / "config.json").read_text())
-            parser.set_defaults(**{name: saved[name] for name in names})
-    return parser.parse_args_into_dataclasses(argv)[0]
-
-
 def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 for a run that diverged, 2 for input that cannot be used."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries, not for the user
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = parse_arguments(argv)
+        config = parse_arguments(Config, PRESETS, argv, __doc__.splitlines()[0])
         if config.dry_run:
             from extras.plan import plan
 

@@ -1,0 +1,84 @@
+"""The settings of a run: read from the command line, completed, and refused in one sentence if they cannot work."""
+
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+
+from rewards import TASKS, InputError, refusing
+
+MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
+
+
+def check(config):
+    """Completes what a Config leaves open; refuses, in one sentence, what cannot run."""
+    from wd1 import unmasking_schedule
+
+    if config.task not in TASKS:
+        raise InputError(f"--task {config.task}: unknown; choose one of {', '.join(TASKS)}")
+    for name, value in asdict(config).items():  # counts are at least 1, or 0 where that means something; the rest finite
+        for number in value if isinstance(value, list) else [value]:
+            least = 1 if type(number) is int and name not in MAY_BE_ZERO else 0
+            if type(number) in (int, float) and not least <= number < math.inf:
+                raise InputError(f"--{name} {number}: must be {least} or more")
+    size, group = config.batch_size, config.num_generations
+    if size % group or group < 2:
+        raise InputError(f"--batch_size {size} does not fill groups of --num_generations {group} (at least 2 in each)")
+    stepwise = config.objective == "wd1++" or (config.likelihood == "trajectory" and config.objective != "diffu-grpo")
+    if stepwise and config.mc_samples > config.diffusion_steps:
+        raise InputError(f"--mc_samples {config.mc_samples}: there are only --diffusion_steps {config.diffusion_steps}")
+    if config.complementary and config.likelihood == "elbo" and config.mc_samples % 2:
+        raise InputError(f"--complementary pairs masks: --mc_samples {config.mc_samples} must be even")
+    if config.prompt_mask_prob > 1 or config.seed >= 2**31:
+        raise InputError("--prompt_mask_prob is at most 1, and --seed less than 2^31")
+    if config.resume and config.eval_only:
+        raise InputError("--eval_only evaluates --model: name the model of the run, such as runs/X/model, not --resume")
+    if config.beta is None:
+        config.beta = 0.04 if config.objective == "diffu-grpo" else 0.0
+    if config.lam + config.beta == 0:
+        raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
+    unmasking_schedule(config.gen_length, config.diffusion_steps, config.block_length)
+    for length in config.eval_lengths:
+        unmasking_schedule(length, (length + 1) // 2, min(config.block_length, length))
+    config.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with refusing(f"--device {config.device}: cannot be used"):
+        torch.ones(1, dtype=torch.float64, device=config.device).item()
+    if config.dtype == "auto":
+        config.dtype = "bfloat16" if config.device.startswith("cuda") else "float32"
+    config.output_dir = config.output_dir or default_output_dir(config)
+
+
+def default_output_dir(config):
+    name = re.sub(r"[^\w.+-]+", "-", config.model.removesuffix("/model")).strip("-.")
+    return f"runs/{name}-{config.task}-{config.objective}"
+
+
+def parse_arguments(config_class, presets, argv, description):
+    """The command line as a Config. What it leaves open comes from the run it names, if any, else from the presets."""
+    parser = transformers.HfArgumentParser(config_class, description=description, allow_abbrev=False)
+
+    def refuse(message):
+        raise InputError(message)
+
+    parser.error = refuse
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        refuse(f"{unknown[0]}: no such option; python wd1.py --help lists them")
+    for name in (given.task, given.objective, given.model):
+        parser.set_defaults(**presets.get(name, {}))
+    [config] = parser.parse_args_into_dataclasses(argv)
+    run, names = Path(config.output_dir or default_output_dir(config)), set(asdict(config)) - {"resume", "output_dir"}
+    if not config.resume and Path(config.model).name == "model":  # a model that a run saved is sampled as it was trained
+        run = Path(config.model).parent
+        names = {"task", "seed", "blanks", "gen_length", "diffusion_steps", "block_length", "eval_lengths"}
+    elif not config.resume:
+        return config
+    if (run / "config.json").is_file():
+        with refusing(f"{run}/config.json cannot be read"):
+            saved = json.loads((run / "config.json").read_text())
+            parser.set_defaults(**{name: saved[name] for name in names})
+    return parser.parse_args_into_dataclasses(argv)[0]
