@@ -2,7 +2,8 @@
 
     make variance
 
-Same samples, same number of forward passes; every figure is a ratio to independent draws, smaller is better.
+Groups with unequal rewards; the same samples and number of forward passes throughout. Every figure is a ratio to
+independent draws; smaller is better.
 """
 
 import torch
@@ -39,23 +40,27 @@ def main():
     torch.manual_seed(0)
     model, tokenizer = load_model(tiny_base())
     task, config = TASKS["sudoku"], Config(device="cpu", rollout_batch_size=PROMPTS * GROUP, block_length=19)
-    rows = [row for row in task.train(blanks=6).select(range(PROMPTS)) for _ in range(GROUP)]
+    rows = [row for row in task.train(blanks=6).select(range(64)) for _ in range(GROUP)]
     rollout = sample(model, tokenizer, [row["prompt"] for row in rows], config, 19, 10, temperature=1.0)
     texts = decode(model, tokenizer, rollout.completion)
-    rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)]).view(PROMPTS, GROUP)
+    rewards = torch.tensor([task.reward(text, row) for text, row in zip(texts, rows)]).view(-1, GROUP)
+    telling = (rewards.amax(1) > rewards.amin(1)).nonzero().flatten()[:PROMPTS]  # equal rewards teach nothing
+    parts = (rollout.prompt, rollout.completion)
+    prompt, completion = (part.unflatten(0, (-1, GROUP))[telling].flatten(0, 1) for part in parts)
+    rewards = rewards[telling]
     print(f"{SAMPLES} forward passes each, {DRAWS} draws, {PROMPTS} groups of {GROUP}\n")
     print("| masks | log p(o\\|q) | wd1's loss | wd1's gradient |\n|---|---|---|---|")
     base = None
     for name, options in OPTIONS.items():
         variances = measure(
-            model, rollout.prompt, rollout.completion, rewards,
+            model, prompt, completion, rewards,
             lambda *parts, options=options: elbo(*parts, mc_samples=SAMPLES, **options),
         )  # fmt: skip
         base = base or variances
         print(f"| ELBO, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
     for name, size in (("independent", 1), ("shared by a group", GROUP)):
         variances = measure(
-            model, rollout.prompt, rollout.completion, rewards,
+            model, prompt, completion, rewards,
             lambda *parts, size=size: one_step_log_likelihood(*parts, group_size=size, mc_samples=SAMPLES),
         )  # fmt: skip
         print(f"| one-step, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
