@@ -31,7 +31,6 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
 import copy
 import json
 import math
-import shutil
 import sys
 import time
 import warnings
@@ -665,13 +664,8 @@ def train(config):
             if failures == 3:
                 hint = f"{run.checkpoint} holds the last good weights, and a lower --learning_rate may help"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
-            metrics = {
-                "reward": rewards.mean().item(),
-                "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
-                "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
-                "length": until_eos(rollout.completion, model.config.eos_token_id).sum(1).float().mean().item(),
-                **learned, "learning_rate": learning_rate, "tokens_per_second": tokens_per_second,
-            }  # fmt: skip
+            metrics = {**measure(model, config, rollout, texts, rewards, rows), **learned, "learning_rate": learning_rate}
+            metrics["tokens_per_second"] = tokens_per_second
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
                 metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
@@ -688,12 +682,19 @@ def train(config):
             if stop and not done:
                 raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
-    shutil.rmtree(run.path / "model", ignore_errors=True)
-    model.save_pretrained(run.path / "model")
-    tokenizer.save_pretrained(run.path / "model")
-    run.write_json("summary.json", state)
+    run.finish(model, tokenizer, state)
     plot_run(run.path)
     return state
+
+
+def measure(model, config, rollout, texts, rewards, rows):
+    """What a step's samples were like: the means that metrics.jsonl records, and the share of groups that teach nothing."""
+    return {
+        "reward": rewards.mean().item(),
+        "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
+        "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+        "length": until_eos(rollout.completion, model.config.eos_token_id).sum(1).float().mean().item(),
+    }
 
 
 def problems_of(step, config, size):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -99,3 +100,10 @@ class RunDirectory:
 
     def write_json(self, name, content):
         replace(self.path / name, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+
+    def finish(self, model, tokenizer, summary):
+        """Writes the trained model, which load_model and plain transformers (peft, after LoRA) read, and the summary."""
+        shutil.rmtree(self.path / "model", ignore_errors=True)
+        model.save_pretrained(self.path / "model")
+        tokenizer.save_pretrained(self.path / "model")
+        self.write_json("summary.json", summary)
