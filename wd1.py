@@ -36,7 +36,6 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple, Optional
 
@@ -44,7 +43,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -152,7 +150,9 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     """
     path = find_checkpoint(source, weights=device != "meta")
     if (path / "adapter_config.json").is_file():
-        return load_adapters(path, device=device, dtype=dtype, seed=seed)
+        from extras.lora import load_adapters
+
+        return load_adapters(path, load_model, device=device, dtype=dtype, seed=seed)
     stock, config = read_config(path)
     with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
         tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
@@ -174,19 +174,6 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
             raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]}")
     model._weight_conversions = None  # or save_pretrained would write LLaDA's names under a Llama config
     return model.to(device).eval(), tokenizer
-
-
-def load_adapters(path, **options):
-    """A LoRA directory as a PeftModel on its base model, which `options` load; the adapters' names must all fit."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    with refusing(f"{path}: the LoRA adapters cannot be loaded"):
-        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model, tokenizer = load_model(base, **options)
-        model = PeftModel.from_pretrained(model, path, is_trainable=True).eval()
-        if set(load_file(path / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
-            raise InputError(f"{path}: the LoRA adapters have other names than the weights of {base}")
-        return model, tokenizer
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None):
@@ -494,12 +481,9 @@ def set_up(config):
             "--eval_lengths, or leave out the long problems"
         )
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
-        from peft import LoraConfig, get_peft_model
+        from extras.lora import add_adapters
 
-        torch.manual_seed(config.seed)
-        rank = dict(r=config.lora_rank, lora_alpha=config.lora_rank // 2 or 1, lora_dropout=0.05)
-        model = get_peft_model(model, LoraConfig(target_modules="all-linear", **rank))
-        model.peft_config["default"].base_model_name_or_path = str(Path(source).resolve() if Path(source).exists() else source)
+        model = add_adapters(model, config.lora_rank, config.seed, source)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model, tokenizer, train_set, test_set
