@@ -47,7 +47,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, load_tokenizer, read_config
-from extras.settings import check, parse_arguments
+from extras.pictures import plot_runs
+from extras.runs import RunDirectory, signals_caught
+from extras.settings import check, eval_steps, parse_arguments
+from extras.watch import show
 from rewards import TASKS, InputError, refusing
 
 # ================================================================================================== 1. Configuration
@@ -610,10 +613,6 @@ def train(config):
 
     On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit.
     """
-    from extras.pictures import plot_run
-    from extras.runs import RunDirectory, signals_caught
-    from extras.watch import show
-
     check(config)
     run = RunDirectory(config)
     model, tokenizer, train_set, test_set = set_up(config)
@@ -667,7 +666,7 @@ def train(config):
                 raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
     run.finish(model, tokenizer, state)
-    plot_run(run.path)
+    plot_runs([run.path], run.path / "curve.png")
     return state
 
 
@@ -708,7 +707,7 @@ def evaluate_model(model, tokenizer, test_set, config):
     """
     task, lengths = TASKS[config.task], {}
     for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):  # the nearest last
-        rollout = sample(model, tokenizer, test_set["prompt"], config, length, (length + 1) // 2)
+        rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
         nearest = lengths[str(length)] = {
             "accuracy": fmean(task.correct(text, example) for text, example in answers),

@@ -5,12 +5,8 @@ import json
 from pathlib import Path
 
 
-def plot_run(run, out=None):
-    """Draws the reward of training samples and the accuracy on held-out problems, step by step, into curve.png."""
-    plot_runs([run], out or Path(run) / "curve.png")
-
-
 def plot_runs(runs, out):
+    """Draws the reward of training samples and the accuracy on held-out problems, step by step, into the file `out`."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed

@@ -43,7 +43,7 @@ def check(config):
         raise InputError("--lam and --beta are both 0: without a KL penalty psi = 1 / (lambda + beta) is infinite")
     unmasking_schedule(config.gen_length, config.diffusion_steps, config.block_length)
     for length in config.eval_lengths:
-        unmasking_schedule(length, (length + 1) // 2, min(config.block_length, length))
+        unmasking_schedule(length, eval_steps(length), min(config.block_length, length))
     config.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with refusing(f"--device {config.device}: cannot be used"):
         torch.ones(1, dtype=torch.float64, device=config.device).item()
@@ -52,7 +52,13 @@ def check(config):
     config.output_dir = config.output_dir or default_output_dir(config)
 
 
+def eval_steps(length):
+    """The denoising steps of an evaluation: two tokens a step, as in the published runs."""
+    return (length + 1) // 2
+
+
 def default_output_dir(config):
+    """runs/<model>-<task>-<objective>, the model's name made fit for a path."""
     name = re.sub(r"[^\w.+-]+", "-", config.model.removesuffix("/model")).strip("-.")
     return f"runs/{name}-{config.task}-{config.objective}"
 

@@ -5,7 +5,7 @@ that: it is pretrained, with the same `elbo` that RL uses, on 4x4 sudokus whose 
 only some of the time, and column by column otherwise. The skill is there; the wish is not. The solution grids of the
 test split never occur in its corpus. RL is then told nothing but the reward.
 
-    python extras/tiny.py          # pretrains the base, or finds it, and prints where it is
+    python -m extras.tiny          # pretrains the base, or finds it, and prints where it is
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,11 +21,9 @@ import torch
 import transformers
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import wd1  # noqa: E402
-from extras.checkpoints import character_tokenizer  # noqa: E402
-from rewards import TASKS, Sudoku  # noqa: E402
+import wd1
+from extras.checkpoints import character_tokenizer
+from rewards import TASKS, Sudoku
 
 RECIPE = dict(steps=1600, batch_size=128, as_asked=0.3, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 

@@ -2,15 +2,17 @@
 
 import shutil
 
+from extras.settings import eval_steps
+from rewards import TASKS
+
 FRAMES = 10
 
 
 def show(model, tokenizer, example, config, title, file=None):
     """Prints how `model` denoises its answer to `example` at temperature 0, and what the answer is worth."""
-    from rewards import TASKS
     from wd1 import decode, sample
 
-    task, steps = TASKS[config.task], (config.gen_length + 1) // 2
+    task, steps = TASKS[config.task], eval_steps(config.gen_length)
     rollout = sample(model, tokenizer, [example["prompt"]], config, config.gen_length, steps)
     width = shutil.get_terminal_size().columns - 12
     tail = f"solution: {example['solution']}" if "solution" in example else ""
