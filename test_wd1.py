@@ -3,11 +3,11 @@
 The order is that of wd1.py: loading, sampling, likelihood, weights and losses, tasks, the program as a user runs it.
 """
 
-import collections
 import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,8 +168,11 @@ def write_tokenizer(directory, family):
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def plain_forward(config, tensors, ids, real=None):
-    """The oracle: a bidirectional transformer in plain torch, one row at a time, padding simply cut away. [B, T, V]."""
+def plain_forward(config, tensors, ids, real=None, memory=None, window=None):
+    """The oracle: a bidirectional transformer in plain torch, one row at a time, padding simply cut away. [B, T, V].
+
+    memory: a dict that remembers keys and values; with a window (first, last + 1), those outside it are the remembered ones.
+    """
     hidden, _, layers, heads, kv_heads, theta, vocab = config_size(config)
     w = {plain: tensors[name].float() for plain, (name, _) in weight_shapes(config).items()}
     head = config.get("head_dim") or hidden // heads
@@ -195,6 +198,14 @@ def plain_forward(config, tensors, ids, real=None):
             if f"{layer}.q_norm" in w:
                 q, k = rms(q, get("q_norm")), rms(k, get("k_norm"))
             q, k = rotate(q), rotate(k)
+            if memory is not None:
+                if window:
+                    old = torch.ones(len(tokens), dtype=torch.bool)
+                    old[window[0] : window[1]] = False
+                    old = old[keep]
+                    k, v = (torch.where(old[:, None, None], was, now) for was, now in zip(memory[row, layer], (k, v)))
+                else:
+                    memory[row, layer] = k, v
             mixed = torch.zeros(len(x), heads, head)
             for i in range(heads):
                 j = i * kv_heads // heads
@@ -407,10 +418,8 @@ def schedules(draw):
 @given(schedules())
 def test_the_schedule_writes_each_block_in_its_own_steps(schedule):
     plan = wd1.unmasking_schedule(**schedule)
-    assert len(plan) == schedule["steps"] and all(count >= 1 for _, count in plan)
-    per_block = collections.defaultdict(list)
-    for start, count in plan:
-        per_block[start].append(count)
+    per_block = dict(plan)
+    assert sum(map(len, per_block.values())) == schedule["steps"] and all(min(counts) >= 1 for counts in per_block.values())
     assert list(per_block) == list(range(0, schedule["gen_length"], schedule["block_length"]))  # left to right
     for counts in per_block.values():
         assert sum(counts) == schedule["block_length"] and counts == sorted(counts, reverse=True)
@@ -432,9 +441,12 @@ def test_generate_keeps_its_promises(model, schedule, remasking, temperature, cf
     completion, written_at = rollout.completion, rollout.written_at
     assert completion.shape == written_at.shape == (2, schedule["gen_length"]) and completion.dtype == torch.long
     assert not (completion == 1).any(), "the mask token was written"
-    for step, (start, count) in enumerate(wd1.unmasking_schedule(**schedule)):
-        written = written_at == step
-        assert (written.sum(1) == count).all(), "exactly the scheduled number of tokens in a step"
+    plan = [(start, count) for start, counts in wd1.unmasking_schedule(**schedule) for count in counts]
+    for step, (start, count) in enumerate(plan):
+        written, going = written_at == step, step < rollout.steps
+        assert (written.sum(1) == count * going).all(), "exactly the scheduled number of tokens in a step"
+        done = (completion[:, :start] == 0).any(1) if start else torch.zeros(2, dtype=torch.bool)
+        assert torch.equal(going, ~done), "a row is done when a finished block holds an EOS"
         outside = torch.ones_like(written)
         outside[:, start : start + schedule["block_length"]] = False
         assert not (written & outside).any(), "and only in the current block"
@@ -449,11 +461,13 @@ def test_generate_keeps_its_promises(model, schedule, remasking, temperature, cf
         known = written_at[:, None] < steps
         final = completion[:, None].expand_as(rollout.guesses)
         assert torch.equal(rollout.guesses[known], final[known]), "what is written stays"
+        unwritten = completion[written_at == schedule["steps"]]
+        assert (unwritten == 0).all(), "what is right of a finished row is EOS"
         just = written_at[:, None] == steps
         assert torch.equal(rollout.guesses[just], final[just]), "what is written is the guess"
 
 
-def plain_generate(model, prompt, gen_length, steps, block_length):
+def plain_generate(model, prompt, gen_length, steps, block_length, threshold=1.0):
     """The oracle: greedy sampling of one row, token by token and step by step, with Python loops."""
     [row] = prompt.tolist()
     canvas, blocks = row + [1] * gen_length, gen_length // block_length
@@ -467,16 +481,104 @@ def plain_generate(model, prompt, gen_length, steps, block_length):
             probability = logits.softmax(-1)
             open_positions = [i for i in range(start, start + block_length) if canvas[i] == 1]
             best = sorted(open_positions, key=lambda i: -probability[i].max())[:count]  # noqa: B023
-            for i in best:
+            for i in {*best, *(i for i in open_positions if probability[i].max() > threshold)}:
                 canvas[i] = int(probability[i].argmax())
     return canvas[len(row) :]
+
+
+def until_block_end(row, block_length):
+    """What can matter of a completion: all up to the end of the block of its first EOS, then EOS."""
+    end = (row.index(0) // block_length + 1) * block_length if 0 in row else len(row)
+    return row[:end] + [0] * (len(row) - end)
 
 
 @given(schedules(), st.integers(0, 9))
 def test_greedy_sampling_equals_a_plain_loop(model, schedule, seed):
     prompt = prompts(rows=3, seed=seed)
     got = wd1.generate(model, prompt, **schedule).completion.tolist()
-    assert got == [plain_generate(model, row[None], **schedule) for row in prompt]
+    assert got == [until_block_end(plain_generate(model, row[None], **schedule), schedule["block_length"]) for row in prompt]
+
+
+@given(schedules(), st.integers(0, 9), st.sampled_from([0.2, 0.5, 0.9]), st.booleans())
+def test_a_threshold_writes_all_that_pass_it(model, schedule, seed, threshold, trajectory):
+    prompt = prompts(rows=3, seed=seed)
+    rollout = wd1.generate(model, prompt, **schedule, threshold=threshold, trajectory=trajectory)
+    plain = [plain_generate(model, row[None], **schedule, threshold=threshold) for row in prompt]
+    assert rollout.completion.tolist() == [until_block_end(row, schedule["block_length"]) for row in plain]
+    exact = wd1.generate(model, prompt, **schedule)
+    assert (rollout.steps <= schedule["steps"]).all() and exact.steps.max() <= schedule["steps"]
+    for row in range(3):  # whoever wrote a token was a step that took place
+        written = rollout.written_at[row][rollout.written_at[row] < schedule["steps"]]
+        assert written.max() < rollout.steps[row] and (rollout.steps[row] == rollout.steps.max() or 0 in plain[row])
+    if trajectory:
+        known = rollout.written_at[:, None] < torch.arange(schedule["steps"])[None, :, None]
+        assert (rollout.guesses != 1).all() and torch.equal(
+            rollout.guesses[known], rollout.completion[:, None].expand_as(known)[known]
+        )
+
+
+def test_only_what_can_be_written_is_computed(model):
+    """The head sees the masked tokens of the block, and a row that is done is not run at all."""
+    heads, rows = [], []
+    hooks = [model.lm_head.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0].shape[:2].numel())),
+             model.model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))]  # fmt: skip
+    prompt = prompts(rows=40)
+    rollout = wd1.generate(model, prompt, gen_length=12, steps=6, block_length=4, temperature=1.5, generator=seeded(0))
+    for hook in hooks:
+        hook.remove()
+    ended = (rollout.completion == 0).view(40, 3, 4).any(2).cumsum(1) > 0  # [rows, blocks]: an EOS in it or before
+    live = [40, int((~ended[:, 0]).sum()), int((~ended[:, 1]).sum())]
+    assert 0 < live[2] < live[1] < 40
+    assert rows == [n for n in live for _ in range(2)] and heads == [n * masked for n in live for masked in (4, 2)]
+    assert torch.equal(rollout.steps, 2 + 2 * (~ended[:, :2]).sum(1))
+
+
+CACHE_OPTIONS = [dict(), dict(cfg_scale=1.0), dict(reference_weight=0.5), dict(temperature=1.0), dict(threshold=0.5), dict(trajectory=True)]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("options", CACHE_OPTIONS, ids=str)
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_cache_renewed_at_every_step_changes_nothing(model, monkeypatch, cache, options, shift):
+    monkeypatch.setattr(model.config, "logit_shift", shift)
+    padded, mask = F.pad(prompts(rows=3), (2, 0), value=0), F.pad(torch.ones(3, 4), (2, 0))
+    mask[1, :4] = 0
+    options = dict(gen_length=6, steps=4, block_length=6, attention_mask=mask, reference=small_model(seed=1), **options)
+    exact = wd1.generate(model, padded, generator=seeded(0), **options)
+    cached = wd1.generate(model, padded, generator=seeded(0), **options, cache=cache, refresh_every=1)
+    assert torch.equal(exact.completion, cached.completion) and torch.equal(exact.written_at, cached.written_at)
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])
+@pytest.mark.parametrize("window", [(5, 7), (5, 9), (2, 4)])
+def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family, window):
+    """Against plain attention, in which the columns outside the window keep the keys and values of another canvas."""
+    directory, config, tensors = write_checkpoint(tmp_path / "model", family)
+    model, _ = wd1.load_model(directory)
+    before, after = torch.randint(0, 256, (2, 3, 9), generator=seeded(0))
+    real = torch.ones(3, 9)
+    real[1, :2] = real[2, :1] = 0
+    memory, cache = {}, wd1.KeyValueCache(window)
+    shift = int(model.config.logit_shift)
+    positions = torch.arange(window[0] + shift, window[1])
+    read_at = positions - shift
+    want = plain_forward(config, tensors, before, real, memory)[:, read_at]
+    torch.testing.assert_close(wd1.predict_logits(model, before, real, positions, cache), want, atol=2e-4, rtol=1e-4)
+    for _ in range(2):  # the cache itself does not change
+        want = plain_forward(config, tensors, after, real, memory, window)[:, read_at]
+        got = wd1.predict_logits(model, after, real, positions, cache)
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+        after = after.flip(1)
+
+
+@pytest.mark.parametrize("options", [dict(cache="prefix"), dict(cache="dual"), dict(cache="dual", threshold=0.4)], ids=str)
+def test_a_cache_never_leaks_between_prompts(model, options):
+    prompt = prompts(rows=60)
+    options = dict(gen_length=16, steps=8, block_length=8, **options)
+    together = wd1.generate(model, prompt, **options).completion
+    for row in (2, 0, 1, 3, 0):
+        assert torch.equal(wd1.generate(model, prompt[row : row + 1], **options).completion, together[row : row + 1])
+    assert not torch.equal(together, wd1.generate(model, prompt, **{**options, "cache": "none", "threshold": 1.0}).completion)
 
 
 @given(st.integers(1, 5), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5]))
@@ -529,10 +631,10 @@ def test_guidance_and_mixture_change_the_logits_as_the_formulas_say(model):
 @pytest.mark.parametrize(
     "options",
     [dict(gen_length=10, block_length=4, steps=5), dict(gen_length=8, block_length=4, steps=1), dict(remasking="best"),
-     dict(gen_length=8, block_length=4, steps=9), dict(gen_length=8, block_length=0, steps=4), dict(gen_length=0)],
+     dict(gen_length=8, block_length=4, steps=9), dict(gen_length=8, block_length=0, steps=4), dict(gen_length=0), dict(cache="all")],
 )  # fmt: skip
 def test_impossible_schedules_are_refused_in_words(model, options):
-    with pytest.raises(InputError, match="gen_length|denoising steps|remasking"):
+    with pytest.raises(InputError, match="gen_length|denoising steps|remasking|cache"):
         wd1.generate(model, prompts(), **{**dict(gen_length=8, block_length=4, steps=4), **options})
 
 
@@ -625,7 +727,6 @@ def test_what_follows_the_eos_changes_no_estimate(model):
     assert wd1.until_eos(torch.tensor([[5, 0, 0, 3], [4, 4, 4, 4], [6, 9, 4, 0]]), [0, 9]).tolist() == [
         [True, True, False, False], [True] * 4, [True, True, False, False],
     ]  # fmt: skip
-    assert wd1.until_eos(a, None).all()
 
 
 @given(st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99), st.sampled_from([1, 2]))
@@ -646,7 +747,7 @@ def test_the_trajectory_estimate_is_the_probability_of_the_path(model, schedule,
     """Replayed step by step: each token's probability on the canvas it was written on. Random subsets are unbiased."""
     prompt = prompts(rows=1, seed=seed)
     rollout = wd1.generate(model, prompt, temperature=1.0, generator=seeded(seed), **schedule)
-    [completion], [written_at], steps = rollout.completion.tolist(), rollout.written_at.tolist(), schedule["steps"]
+    [completion], [written_at], steps = rollout.completion.tolist(), rollout.written_at.tolist(), rollout.steps.item()
     counted = completion.index(0) + 1 if 0 in completion else len(completion)
     want = 0.0
     for step in range(steps):
@@ -677,6 +778,23 @@ def test_wd1_plus_plus_scores_the_full_guess_at_each_step(model):
                     c = rollout.confidence[row, step, i].item() if factor else 1.0
                     want += c * log_prob(model, prompt[row].tolist(), guess, shown, i, 6) if i < counted else 0
                 assert got[row].item() == pytest.approx(want * 6 / len(hidden) ** 2, abs=1e-4)
+
+
+@given(st.integers(0, 999), st.integers(1, 40))
+def test_chunked_log_probabilities_are_the_direct_ones(model, seed, chunk):
+    """Values and gradients, for any set of scored tokens and any number of chunks."""
+    prompt, target = prompts(rows=3, seed=seed), torch.randint(0, 14, (3, 6), generator=seeded(seed))
+    noise = torch.rand(2, 3, 10, generator=seeded(seed))
+    view = wd1.View(noise[0] < 0.5, target, noise[1, :, 4:] * (noise[1, :, 4:] < noise[0, 0, 0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wd1, "LOGITS", 14 * chunk)
+        got = wd1.token_log_probs(model, prompt, view)
+        got_gradient = torch.autograd.grad((got * view.weight).sum() + got.sum() * 0, list(model.parameters()))
+    canvas = torch.cat([prompt, target], 1).masked_fill(view.hidden, 1)
+    want = model(canvas).logits[:, 4:].log_softmax(-1).gather(-1, target[..., None])[..., 0]
+    torch.testing.assert_close(got, want * (view.weight != 0), atol=1e-5, rtol=1e-5)
+    want_gradient = torch.autograd.grad((want * view.weight).sum(), list(model.parameters()))
+    torch.testing.assert_close(got_gradient, want_gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_variance_reduction_reduces_variance(model):
@@ -1115,7 +1233,10 @@ def rewarded(monkeypatch, task=rewards.Sudoku):
 
 
 def load_state(directory):
-    return torch.load(directory / "checkpoint" / "state.pt", weights_only=True)
+    """The newest checkpoint of a run: (its tensors, its state)."""
+    newest = sorted((directory / "checkpoint").glob("step-*"))[-1]
+    [file] = newest.glob("*.safetensors")
+    return load_file(file), json.loads((newest / "state.json").read_text())
 
 
 @pytest.mark.parametrize("options", [o for o in OBJECTIVES if not {"dtype", "lora_rank"} & set(o)], ids=lambda o: "-".join(map(str, o.values())))
@@ -1126,8 +1247,8 @@ def test_micro_batches_change_memory_and_not_the_gradient(tmp_path, monkeypatch,
     for size in (1, 3, 4):
         directory = run(tmp_path, out=f"micro{size}", micro_batch_size=size, **options)[1]
         norms.append(metrics(directory)[1]["grad_norm"])
-        state = load_state(directory)["optimizer"]["state"]
-        moments.append(torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]))
+        tensors = load_state(directory)[0]
+        moments.append(torch.cat([tensors[name].flatten() for name in sorted(tensors) if name.startswith("exp_avg.")]))
     assert norms[0] > 0 and norms == pytest.approx([norms[0]] * 3, rel=1e-3)
     for moment in moments[1:]:
         torch.testing.assert_close(moment, moments[0], atol=1e-6, rtol=1e-3)
@@ -1144,9 +1265,9 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
     timed = ("seconds", "tokens_per_second")
     strip = lambda lines: [{k: v for k, v in line.items() if k not in timed} for line in lines]  # noqa: E731
     assert strip(metrics(parts)) == strip(metrics(whole))
-    a, b = load_state(parts), load_state(whole)
-    assert all(torch.equal(a["weights"][name], b["weights"][name]) for name in b["weights"])
-    assert not list(parts.rglob("*.tmp"))
+    a, b = load_state(parts)[0], load_state(whole)[0]
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+    assert not list(parts.rglob("*.tmp")) and not list(parts.rglob("unfinished"))
 
 
 def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
@@ -1158,6 +1279,34 @@ def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
         _, directory = run(tmp_path, out=objective + dtype, **options)
         values = [line["reward"] for line in metrics(directory)[1:]]
         assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1, objective
+
+
+@pytest.mark.parametrize("options", [dict(likelihood="elbo", mc_samples=2), dict(likelihood="trajectory", mc_samples=2),
+                                     dict(objective="wd1++", mc_samples=2), dict(objective="wd1-positive")], ids=str)  # fmt: skip
+def test_rows_that_teach_nothing_are_left_out_of_the_update_exactly(model, options):
+    """learn's gradient against autograd of the whole batch's loss; two of the three groups have equal rewards."""
+    values = {**FAST, **options, "micro_batch_size": 3, "num_iterations": 1, "max_grad_norm": 1e9, "block_length": 8}
+    config = wd1.Config(**{**values, "device": "cpu", "beta": 0.0})
+    stepwise = config.objective == "wd1++"
+    rollout = wd1.generate(model, prompts(rows=6), gen_length=8, steps=4, block_length=8, temperature=1.0, generator=seeded(0),
+                           trajectory=stepwise)  # fmt: skip
+    r = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    w_plus, w_minus = wd1.group_weights(r[:, :, None].expand(3, 2, 4).flatten(1) if stepwise else r)
+    weights = (w_plus.view(6, -1), w_minus.view(6, -1) * (config.objective != "wd1-positive"))
+    passes = []
+    hook = model.model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    torch.manual_seed(0)
+    wd1.learn(model, None, torch.optim.SGD(model.parameters(), lr=0.0), rollout, r, weights, config)
+    hook.remove()
+    got = [weight.grad for weight in model.parameters()]
+    model.eval()
+    torch.manual_seed(0)
+    views, loss = wd1.draw_views(config, model.config, rollout), 0
+    for column, view in views:
+        log_p = wd1.log_likelihood(model, rollout.prompt, [view])
+        loss -= ((weights[0] - weights[1])[:, column] * log_p).sum() / 3
+    torch.testing.assert_close(got, list(torch.autograd.grad(loss, list(model.parameters()))), atol=1e-5, rtol=1e-4)
+    assert 0 < sum(passes) <= len(views) * (6 if config.objective == "wd1-positive" else 2)
 
 
 def test_equal_rewards_are_counted_and_teach_nothing(tmp_path, monkeypatch):
@@ -1181,7 +1330,7 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, 
     code, directory = run(tmp_path, max_steps=9, save_every=1)
     assert code == 1 and "no finite loss" in capsys.readouterr().err
     assert [line["skipped"] for line in metrics(directory)[1:]] == [1, 1, 1, 2, 2]
-    assert all(weight.isfinite().all() for weight in load_state(directory)["weights"].values())
+    assert all(weight.isfinite().all() for weight in load_state(directory)[0].values())
 
 
 @pytest.mark.parametrize(
@@ -1223,13 +1372,13 @@ def test_the_program_as_a_command(tmp_path):
     command = [sys.executable, str(HERE / "wd1.py"), *arguments(**{**FAST, "max_steps": 300, "save_every": 1, "eval_every": 0,
                "model": HERE / "tiny_config.json", "output_dir": tmp_path / "run"})]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    while process.poll() is None and not (tmp_path / "run/checkpoint/state.pt").exists():
+    while process.poll() is None and not list(tmp_path.glob("run/checkpoint/step-*")):
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "to go on: python wd1.py --resume" in err and "Traceback" not in err, err
-    done = load_state(tmp_path / "run")["state"]["steps"]
+    done = load_state(tmp_path / "run")[1]["steps"]
     assert 1 <= done < 300 and metrics(tmp_path / "run")[-1]["step"] == done
     resume = [*command[:2], "--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", str(done + 1)]
     finished = subprocess.run(resume, capture_output=True, text=True, cwd=tmp_path)
@@ -1254,3 +1403,77 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     held_out = {grid for grid in rewards.solved_grids() if TASKS["sudoku"].is_test({"solution": grid})}
     texts = [text for _, text in tiny.corpus(np.random.default_rng(0), 6, 400, 0.4)]
     assert 20 < len(held_out) and not {text[len("<answer>") :][:16] for text in texts} & held_out
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+WORKER = f"""
+import os, pathlib, sys
+sys.path.insert(0, {str(HERE)!r})
+import torch
+import extras.lora, rewards, wd1
+torch.set_num_threads(1)
+pathlib.Path("pid" + os.environ.get("RANK", "")).write_text(str(os.getpid()))
+rewards.Sudoku.reward = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)
+LoraConfig = extras.lora.LoraConfig
+extras.lora.LoraConfig = lambda **options: LoraConfig(**dict(options, lora_dropout=0.0))  # dropout draws differ by rank
+for line in pathlib.Path("runs.txt").read_text().splitlines():
+    if code := wd1.main(line.split()):
+        sys.exit(code)
+"""
+
+
+def launch(directory, runs, ranks):
+    """Starts a process, or `ranks` of them under torchrun, that works through the command lines `runs`: a Popen."""
+    (directory / "worker.py").write_text(WORKER)
+    (directory / "runs.txt").write_text("\n".join(" ".join(argv) for argv in runs))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, "worker.py"]
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+PARALLEL = dict(FAST, batch_size=8, max_steps=2, eval_every=0, temperature=1.0, likelihood="elbo", mc_samples=2, micro_batch_size=2,
+                task="sudoku", model=HERE / "tiny_config.json", device="cpu")  # fmt: skip
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """The same batches give the same weights (1e-5) in one process, in two, and in two that share the weights (FSDP2),
+    and a run goes on with another number of processes. LoRA, a reference and a tied head included."""
+    variants = {"data": {}, "shard": dict(shard=True, beta=0.1), "lora": dict(lora_rank=2, beta=0.5, threshold=0.05, cache="dual")}
+    two = [arguments(**{**PARALLEL, **options, "output_dir": name}) for name, options in variants.items()]
+    two += [arguments(**{**PARALLEL, "output_dir": "shrinks", "max_steps": 1, "shard": True})]
+    one = [arguments(**{**PARALLEL, **options, "shard": None, "output_dir": name + "-alone"}) for name, options in variants.items()]
+    one += [["--resume", "--output_dir", "shrinks", "--max_steps", "2", "--shard", "false"]]
+    for runs, ranks in ((two, 2), (one, 1)):
+        process = launch(tmp_path, runs, ranks)
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+        assert output.count("data/curve.png shows") == (ranks == 2), "rank 0 alone prints"
+
+    def weights(name):
+        return dict(wd1.load_model(tmp_path / name / "model")[0].named_parameters())
+
+    untrained = weights("data-alone") and dict(wd1.load_model("tiny")[0].named_parameters())
+    for name, alone in [*((name, f"{name}-alone") for name in variants), ("shrinks", "data-alone")]:
+        got, want = weights(name), weights(alone)
+        assert got.keys() == want.keys()
+        assert max((got[key] - want[key]).abs().max().item() for key in want) < 1e-5, name
+        assert not all(torch.equal(want[key], untrained[key]) for key in want if key in untrained) or "lora_rank" in variants[name]
+        for a, b in zip(metrics(tmp_path / name), metrics(tmp_path / alone), strict=True):
+            for key in a.keys() - {"seconds", "tokens_per_second", "forward_passes", "eval"}:
+                assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (name, key)
+
+
+def test_a_rank_that_dies_ends_the_run_and_leaves_a_checkpoint(tmp_path, monkeypatch, capsys):
+    process = launch(tmp_path, [arguments(**{**PARALLEL, "output_dir": "run", "max_steps": 500, "save_every": 1, "shard": True})], 2)
+    while process.poll() is None and not list(tmp_path.glob("run/checkpoint/step-*")):
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and "rank 0 cannot go on" in output and "--resume goes on" in output, output
+    steps = max(int(path.parent.name.removeprefix("step-")) for path in tmp_path.glob("run/checkpoint/step-*/state.json"))
+    resume = ["--resume", "--output_dir", "run", "--max_steps", str(steps + 2)]
+    monkeypatch.chdir(tmp_path)
+    assert wd1.main(resume) == 2 and "start them with torchrun" in capsys.readouterr().err
+    assert wd1.main([*resume, "--shard", "false"]) == 0

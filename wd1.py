@@ -28,6 +28,7 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
     python wd1.py --help                                                every setting, with its meaning
 """
 
+import collections
 import copy
 import json
 import math
@@ -44,9 +45,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, load_tokenizer, read_config
+from extras import parallel
+from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, four_bits, load_tokenizer, read_config
 from extras.pictures import plot_runs
 from extras.runs import RunDirectory, signals_caught
 from extras.settings import check, eval_steps, parse_arguments
@@ -77,6 +80,9 @@ class Config:
     dry_run: bool = setting(False, "print what the run would cost and stop")
     seed: int = setting(0, "fixes everything random")
     device: Optional[str] = setting(None, "default: cuda if there is one, else cpu")
+    shard: bool = setting(False, "divide the weights among the GPUs of a torchrun, for training all of a large model")
+    compile: bool = setting(False, "torch.compile the transformer: minutes of compilation, then faster steps")
+    load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes), for LoRA on a 24 GB GPU")
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "of arithmetic and frozen weights; auto: bfloat16 on cuda")
 
     # The objective
@@ -97,6 +103,8 @@ class Config:
     block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
     temperature: float = setting(0.9, "of sampling in training; evaluation is at temperature 0")
     rollout_batch_size: int = setting(24, "completions sampled at a time; changes memory and speed")
+    cache: Literal["none", "prefix", "dual"] = setting("none", "approximate, fast: reuse keys and values (see generate)")
+    threshold: float = setting(1.0, "approximate, fast: also write every token surer than this in a step; 1: exact")
 
     # The update
     max_steps: int = setting(1000, "training steps; each samples one batch")
@@ -140,12 +148,12 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 # is ever run.
 
 
-def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
+def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
     """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
 
     source: "tiny" (tiny_config.json), a LLaDA-style config.json (random weights from `seed`, a character tokenizer), a
     directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a hub id. On device "meta" the model
-    has shapes and no weights.
+    has shapes and no weights. load_in_4bit: linear layers in 4 bits (bitsandbytes), dtype for the rest.
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int) and `model.config.logit_shift` (bool: the prediction for position i is read at
@@ -155,7 +163,7 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
     if (path / "adapter_config.json").is_file():
         from extras.lora import load_adapters
 
-        return load_adapters(path, load_model, device=device, dtype=dtype, seed=seed)
+        return load_adapters(path, load_model, device=device, dtype=dtype, seed=seed, load_in_4bit=load_in_4bit)
     stock, config = read_config(path)
     with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
         tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
@@ -164,35 +172,69 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0):
             setattr(config, name, getattr(tokenizer, name))
     if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
         raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
+    if config.eos_token_id is None:
+        raise InputError(f"{path}: no EOS token: neither eos_token_id in config.json nor an EOS token in the tokenizer")
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             return stock(config).to(dtype).eval(), tokenizer
+    options = dict(config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True)
+    if load_in_4bit:
+        options |= four_bits(device, dtype)
     with refusing(f"{path}: the weights cannot be loaded"):
-        model, info = stock.from_pretrained(
-            path, config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True
-        )
+        model, info = stock.from_pretrained(path, **options)
     for kind in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, info[f"{kind}_keys"])):
             raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]}")
     model._weight_conversions = None  # or save_pretrained would write LLaDA's names under a Llama config
-    return model.to(device).eval(), tokenizer
+    return (model if load_in_4bit else model.to(device)).eval(), tokenizer
 
 
-def predict_logits(model, canvas, attention_mask=None, positions=None):
+class KeyValueCache(transformers.DynamicCache):
+    """Keys and values of the columns outside a `window` (first column, last + 1), so that only the window is computed.
+
+    The first pass through an empty cache computes all columns and fills it. An approximation: in a bidirectional model the
+    keys of every column change with every token, and the cached ones do not.
+    """
+
+    def __init__(self, window):
+        super().__init__()
+        self.window = window
+
+
+def hidden_states(model, canvas, attention_mask=None, positions=None, cache=None):
+    """The transformer without its output head: [B, n, H], where the tokens at `positions` are predicted."""
+    columns = torch.arange(canvas.shape[1], device=canvas.device)
+    positions = columns if positions is None else positions
+    read_at = (positions - 1).clamp(min=0) if model.config.logit_shift else positions
+    order, cached = columns, 0  # attention does not care for the order of columns: those to be cached come first
+    if cache is not None:
+        start, stop = cache.window
+        order, cached = torch.cat([columns[:start], columns[stop:], columns[start:stop]]), cache.get_seq_length()
+    position_ids, padding = columns[None], None
+    if attention_mask is not None:
+        padding = F.pad(attention_mask.long(), (0, canvas.shape[1] - attention_mask.shape[1]), value=1)
+        position_ids, padding = (padding.cumsum(-1) - 1).clamp(min=0), padding[:, order]
+    new = order[cached:]
+    states = model.get_decoder()(
+        canvas[:, new], padding, position_ids[:, new], past_key_values=cache, use_cache=cache is not None
+    ).last_hidden_state
+    if cache is not None:
+        cache.crop(start - stop)  # the window is computed anew next time
+        read_at = order.argsort()[read_at] - cached
+    return states.take_along_dim(read_at.view(-1, read_at.shape[-1], 1), 1)
+
+
+@parallel.as_forward
+def predict_logits(model, canvas, attention_mask=None, positions=None, cache=None):
     """One forward pass: logits of the token at each position, given all unmasked tokens left and right of it.
 
     canvas: long [B, P+L]. attention_mask: [B, up to P+L], 0 at left padding; columns beyond it, and all if None, are real.
     positions: long [n] or [B, n], the columns to predict, the only ones the output head runs on; None for all.
+    cache: a KeyValueCache of earlier passes over this canvas; `positions` must lie in its window.
     Returns float32 [B, n, V]. Rows do not depend on their padding: positions are counted from the first real token.
     """
-    positions = torch.arange(canvas.shape[1], device=canvas.device) if positions is None else positions
-    read_at = (positions - 1).clamp(min=0) if model.config.logit_shift else positions
-    padding = {}
-    if attention_mask is not None:
-        attention_mask = F.pad(attention_mask.long(), (0, canvas.shape[1] - attention_mask.shape[1]), value=1)
-        padding = dict(attention_mask=attention_mask, position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0))
-    return model(input_ids=canvas, logits_to_keep=read_at, use_cache=False, **padding).logits.float()
+    return model.get_output_embeddings()(hidden_states(model, canvas, attention_mask, positions, cache)).float()
 
 
 def as_reference(model):
@@ -213,12 +255,13 @@ class Rollout:
     attention_mask: Optional[Tensor]  # [B, P], as given
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step that wrote each token, so that the canvas x_t masks written_at >= t
+    steps: Tensor  # long [B]: denoising steps taken, at most T
     guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
-    confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when it was proposed
+    confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when proposed, else 0
 
 
 def unmasking_schedule(gen_length, steps, block_length):
-    """The T pairs (first column of the block, tokens to write); what does not divide evenly goes to the first in line.
+    """For each block, (its first column, [tokens to write in each of its steps]); remainders go to the first in line.
 
     Raises InputError unless the blocks fill the completion and each has at least a step, and each step a token.
     """
@@ -227,69 +270,112 @@ def unmasking_schedule(gen_length, steps, block_length):
     blocks = gen_length // block_length
     if not blocks <= steps <= gen_length:
         raise InputError(f"{gen_length} tokens in {blocks} blocks take {blocks} to {gen_length} denoising steps, not {steps}")
-    spread = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
-    block_steps = enumerate(spread(steps, blocks))
-    return [(block * block_length, count) for block, own in block_steps for count in spread(block_length, own)]
+    evenly = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
+    return [(block * block_length, evenly(block_length, own)) for block, own in enumerate(evenly(steps, blocks))]
+
+
+def propose(logits, temperature, generator):
+    """A token for each position and the probability that the model gives it: logits [..., V] -> long, float [...].
+
+    argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise that float32 can make
+    is 16.6, so unlikely tokens would never win (arXiv 2409.02908); float64 reaches 36.
+    """
+    noisy = logits
+    if temperature:
+        uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float64)
+        noisy = logits / temperature - (-uniform.log()).log()
+    proposal = noisy.argmax(-1, keepdim=True)
+    log_prob = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)
+    return proposal[..., 0], log_prob.exp().clamp(max=1)  # rounding must not carry it over a threshold of 1
 
 
 @torch.no_grad()
 def generate(
     model, prompt, *, attention_mask=None, gen_length=256, steps=128, block_length=32, temperature=0.0,
     remasking="low_confidence", cfg_scale=0.0, generator=None, reference=None, reference_weight=0.0, trajectory=False,
+    cache="none", refresh_every=None, threshold=1.0,
 ):  # fmt: skip
     """Samples completions by iterative unmasking. Returns a Rollout, with no mask left in its completions.
+
+    A row with an EOS in a finished block is done: what is right of that block is no part of o and becomes EOS, unsampled.
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the likeliest token.
     remasking: "low_confidence" writes the tokens the model is surest of, "random" any.
     cfg_scale s: logits u + (1 + s)(c - u), c given the prompt and u given a masked one.
     reference, reference_weight b: sample the geometric mixture, logits (1 - b) model + b reference. Passing a LoRA model
     as its own reference means itself with the adapters off.
-    trajectory: keep guesses and confidence, of all columns at every step (more noise is drawn if blocks are several).
-    generator: a torch.Generator on the prompt's device; it fixes every draw. Raises InputError as unmasking_schedule does.
-    """
-    schedule = unmasking_schedule(gen_length, steps, block_length)
-    if remasking not in ("low_confidence", "random"):
-        raise InputError(f"remasking {remasking!r}: must be 'low_confidence' or 'random'")
-    (rows, prompt_length), mask_id, device = prompt.shape, model.config.mask_token_id, prompt.device
-    canvas = F.pad(prompt, (0, gen_length), value=mask_id)
-    written_at = torch.zeros(rows, gen_length, dtype=torch.long, device=device)
-    path = []  # (guess, confidence) of every step
+    trajectory: keep guesses and confidence, of all masked columns at every step (more noise is drawn if blocks are several).
+    generator: a torch.Generator on the prompt's device; it fixes every draw. Raises InputError for impossible options.
 
-    def policy_logits(canvas, columns):  # [B, n, V] of the sampling policy
-        logits = predict_logits(model, canvas, attention_mask, columns)
+    Two approximations, from Fast-dLLM (arXiv 2505.22618), sample several times as fast from a policy slightly off the
+    model's; wd1 has no importance ratio that would have to correct for it. cache: "prefix" computes keys and values left of
+    the current block once a block only, "dual" those right of it as well; refresh_every=k does so every k steps.
+    threshold: a step writes, besides its share, every token proposed with more than this probability (1: none).
+    """
+    schedule, mask_id = unmasking_schedule(gen_length, steps, block_length), model.config.mask_token_id
+    eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
+    if remasking not in ("low_confidence", "random") or cache not in ("none", "prefix", "dual"):
+        raise InputError(f"remasking {remasking!r}, cache {cache!r}: must be low_confidence or random; none, prefix or dual")
+    P, device, step, path = prompt.shape[1], prompt.device, 0, []  # path: (guess, confidence) of every step
+    canvas = F.pad(prompt, (0, gen_length), value=mask_id)  # [B, P+L]
+    written_at, taken = torch.full_like(canvas, steps), torch.zeros_like(canvas[:, 0])  # never written: T
+
+    def policy_logits(x, columns, prompt_shown=True):  # [b, n, V] of the sampling policy
+        logits = predict_logits(model, x, mask, columns, caches["model", prompt_shown])
         if reference_weight:
             with as_reference(reference):
-                logits = logits.lerp(predict_logits(reference, canvas, attention_mask, columns), reference_weight)
+                other = predict_logits(reference, x, mask, columns, caches["reference", prompt_shown])
+            logits = logits.lerp(other, reference_weight)
         return logits
 
-    for step, (start, count) in enumerate(schedule):
-        block = range(prompt_length + start, prompt_length + start + block_length)
-        columns = torch.tensor(range(prompt_length, canvas.shape[1]) if trajectory else block, device=device)  # to predict
-        logits = policy_logits(canvas, columns)
-        if cfg_scale:
-            blind = torch.cat([torch.full_like(prompt, mask_id), canvas[:, prompt_length:]], dim=1)
-            logits = torch.lerp(policy_logits(blind, columns), logits, 1 + cfg_scale)
-        logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
-        noisy = logits
-        if temperature:
-            # argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise that float32
-            # can make is 16.6, so unlikely tokens would never win (arXiv 2409.02908); float64 reaches 36.
-            uniform = torch.rand(logits.shape, generator=generator, device=device, dtype=torch.float64)
-            noisy = logits / temperature - (-uniform.log()).log()
-        proposal = noisy.argmax(-1, keepdim=True)  # [B, n, 1]
-        confidence = (logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)).exp()  # [B, n], whatever the temperature
+    for start, counts in schedule:
+        first, last = P + start, P + start + block_length  # the columns of the current block
+        done = torch.isin(canvas[:, P:first], eos).any(1)
+        canvas = canvas.masked_fill(done[:, None] & (canvas == mask_id), eos[0])
+        live = (~done).nonzero().flatten()  # [b], the rows to go on with; the host waits for the device here alone
+        if parallel.all_done(not len(live), model):
+            break
+        live = live if len(live) else torch.zeros_like(taken[:1])
+        x, when, mask = canvas[live], written_at[live], None if attention_mask is None else attention_mask[live]
+        window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else last)  # computed at every step
+        caches = collections.defaultdict(lambda: None if cache == "none" else KeyValueCache(window))  # noqa: B023
+        # The masked columns from left to right, [b, n]: nothing else needs logits. All rows have equally many.
+        columns = torch.arange(first, x.shape[1] if trajectory else last, device=device).expand(len(live), -1)
+        beyond = columns.shape[1] - block_length  # how many of them lie right of the block
+        for passed, count in enumerate(counts):
+            if refresh_every and passed % refresh_every == 0:
+                caches.clear()
+            logits = policy_logits(x, columns)
+            if cfg_scale:
+                blind = torch.cat([torch.full_like(x[:, :P], mask_id), x[:, P:]], dim=1)
+                logits = torch.lerp(policy_logits(blind, columns, False), logits, 1 + cfg_scale)
+            logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
+            proposal, confidence = propose(logits, temperature, generator)  # [b, n]
 
-        masked = canvas[:, columns] == mask_id
-        guess = torch.where(masked, proposal[..., 0], canvas[:, columns])
-        score = confidence if remasking == "low_confidence" else torch.rand(masked.shape, generator=generator, device=device)
-        writable = masked & (columns >= block.start) & (columns < block.stop)
-        chosen = score.masked_fill(~writable, -torch.inf).topk(count).indices  # [B, count], indices into columns
-        canvas.scatter_(1, columns[chosen], guess.gather(1, chosen))
-        written_at.scatter_(1, columns[chosen] - prompt_length, step)
-        if trajectory:
-            path.append((guess, confidence))
+            seen = x.gather(1, columns)
+            masked = seen == mask_id  # false only where a threshold has let a row run ahead of the others
+            score = confidence if remasking == "low_confidence" else torch.rand(seen.shape, generator=generator, device=device)
+            score = score.masked_fill(~masked | (columns >= last), -torch.inf)
+            rank = score.argsort(stable=True, descending=True).argsort()
+            write = ((rank < count) | (confidence > threshold)) & (score > -torch.inf)
+            if trajectory:
+                guess, sure = canvas.clone(), torch.zeros(canvas.shape, device=device)
+                guess[live] = x.scatter(1, columns, proposal.where(masked, seen))
+                sure[live] = sure[live].scatter(1, columns, confidence * masked)
+                path.append((guess[:, P:], sure[:, P:]))
+            when.scatter_(1, columns, when.gather(1, columns).masked_fill(write, step))
+            x.scatter_(1, columns, proposal.where(write, seen))
+            step += 1
+            closed, n = write | ~masked, columns.shape[1] - count
+            if threshold < 1:
+                n = int((~closed).sum(1).max())
+                if parallel.all_done(n == beyond, model):
+                    break
+            columns = columns.gather(1, closed.byte().argsort(stable=True)[:, :n])
+        canvas[live], written_at[live], taken[live] = x, when, step
+    path += [(canvas[:, P:], torch.zeros(canvas[:, P:].shape, device=device))] * (steps - len(path)) * trajectory
     kept = [torch.stack(parts, 1) for parts in zip(*path)]
-    return Rollout(prompt, attention_mask, canvas[:, prompt_length:], written_at, *kept)
+    return Rollout(prompt, attention_mask, canvas[:, P:], written_at[:, P:], taken, *kept)
 
 
 # ========================================================================================= 4. The likelihood log p(o|q)
@@ -306,12 +392,27 @@ class View(NamedTuple):
     weight: Tensor  # float [B, L]: how often the log-probability of each token counts
 
 
+LOGITS = 2**26  # the most logits that token_log_probs holds at a time: 256 MB in float32
+
+
+@parallel.as_forward
 def token_log_probs(model, prompt, view, attention_mask=None):
-    """log p(target_i | q, what the view shows) at every position of the completion: float [B, L], with gradient."""
+    """log p(target_i | q, what the view shows) where the view's weight is not 0, and 0 elsewhere: float [B, L], with gradient.
+
+    Logits are V times as large as what comes of them (LLaDA: 32 MB a row of 256, several times over). So they are computed
+    for scored tokens only, a chunk at a time, and again in the backward pass instead of being kept.
+    """
     canvas = torch.cat([prompt, view.target], dim=1).masked_fill(view.hidden, model.config.mask_token_id)
-    positions = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device)
-    logits = predict_logits(model, canvas, attention_mask, positions)  # [B, L, V]
-    return -F.cross_entropy(logits.transpose(1, 2), view.target, reduction="none")
+    states = hidden_states(model, canvas, attention_mask, torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device))
+    head, scored = model.get_output_embeddings(), view.weight != 0  # [B, L]
+    chunk = max(LOGITS // model.config.vocab_size, 1)
+
+    def score(states, target):
+        return -F.cross_entropy(head(states).float(), target, reduction="none")
+
+    chunks = zip(states[scored].split(chunk), view.target[scored].split(chunk))
+    log_probs = torch.cat([checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks])
+    return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, log_probs)
 
 
 def log_likelihood(model, prompt, views, attention_mask=None):
@@ -321,7 +422,7 @@ def log_likelihood(model, prompt, views, attention_mask=None):
 
 def until_eos(completion, eos_token_id):
     """bool [B, L]: the tokens up to and including the first EOS (an id, or several)."""
-    is_eos = torch.isin(completion, torch.tensor([] if eos_token_id is None else eos_token_id, device=completion.device))
+    is_eos = torch.isin(completion, torch.tensor(eos_token_id, device=completion.device))
     return is_eos.cumsum(-1) - is_eos.long() == 0  # no EOS strictly before
 
 
@@ -407,11 +508,11 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 
         L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|
     """
-    views, T = [], int(rollout.written_at.max()) + 1
+    views, T = [], int(rollout.steps.max())
     for step in steps:
         hidden = rollout.written_at >= step
         if guesses:  # L/|S_t| as in the ELBO; the other 1/|S_t| makes a mean over the hidden tokens
-            target, size = rollout.guesses[:, step], hidden.sum(-1, keepdim=True)
+            target, size = rollout.guesses[:, step], hidden.sum(-1, keepdim=True).clamp(min=1)
             weight = hidden * target.shape[1] / size**2 * (rollout.confidence[:, step] if confidence_factor else 1)
         else:
             target, weight = rollout.completion, (rollout.written_at == step) * T / len(steps)
@@ -463,7 +564,7 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 
 
 def set_up(config):
-    """All that a run needs, checked before anything is written: (model, tokenizer, training set, held-out set)."""
+    """What a run needs, checked before anything is written: (model, reference or None, tokenizer, training, held-out set)."""
     task, source = TASKS[config.task], config.model
     files = dict(data=config.data, test_data=config.test_data, seed=config.seed, blanks=config.blanks)
     test_set = task.test(**files)
@@ -472,10 +573,10 @@ def set_up(config):
     if (config.model, config.task) == ("tiny", "sudoku") and not config.dry_run:
         from extras.tiny import tiny_base  # the demo's base model: pretrained once, then kept
 
-        source = tiny_base(config.seed, config.blanks)
+        source = parallel.in_turn(lambda: tiny_base(config.seed, config.blanks))
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
-    device = "meta" if config.dry_run else config.device
-    model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed)
+    device = "meta" if config.dry_run else "cpu" if config.shard else config.device
+    model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
     prompts = encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids
     longest, limit = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths), model.config.max_position_embeddings
     if longest > limit:
@@ -489,7 +590,13 @@ def set_up(config):
         model = add_adapters(model, config.lora_rank, config.seed, source)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return model, tokenizer, train_set, test_set
+    reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta and not config.eval_only else None
+    for network in {model, reference} - {None}:
+        if config.shard:
+            parallel.shard(network, config.device, getattr(torch, config.dtype))
+        if config.compile:
+            network.get_decoder().compile()
+    return model, reference, tokenizer, train_set, test_set
 
 
 def encode(tokenizer, prompts, **layout):
@@ -501,16 +608,27 @@ def encode(tokenizer, prompts, **layout):
     return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written them
 
 
-def sample(model, tokenizer, prompts, config, gen_length, steps, **options) -> Rollout:
-    """A completion for each prompt, `rollout_batch_size` at a time. The options are those of `generate`."""
+def sample(model, tokenizer, prompts, config, gen_length, steps, seed=(), **options) -> Rollout:
+    """A completion for each prompt, `rollout_batch_size` at a time, each rank its share. The options are those of `generate`.
+
+    Draws depend on `seed` (numbers) and on a completion's place in `prompts`, not on which rank makes it.
+    """
     batch = encode(tokenizer, prompts, padding=True, padding_side="left", return_tensors="pt").to(config.device)
     mask = None if batch.attention_mask.all() else batch.attention_mask
     options |= dict(gen_length=gen_length, steps=steps, block_length=min(config.block_length, gen_length))
+    options |= dict(cache=config.cache, threshold=config.threshold)
     model.eval()
-    chunks = torch.arange(len(prompts)).split(config.rollout_batch_size)
-    parts = [generate(model, batch.input_ids[r], attention_mask=None if mask is None else mask[r], **options) for r in chunks]
-    fields = zip(*(vars(part).values() for part in parts))
-    return Rollout(*(None if field[0] is None else torch.cat(field) for field in fields))
+
+    def part(first):
+        rows, draws = slice(first, first + size), np.random.SeedSequence([*seed, first]).generate_state(1, np.uint64)
+        generator = torch.Generator(config.device).manual_seed(int(draws[0] >> 1))
+        padding = None if mask is None else mask[rows]
+        rollout = generate(model, batch.input_ids[rows], attention_mask=padding, generator=generator, **options)
+        return [None if tensor is None else tensor.cpu() for tensor in vars(rollout).values()]
+
+    size = min(config.rollout_batch_size, math.ceil(len(prompts) / parallel.WORLD))
+    fields = zip(*parallel.spread(part, range(0, len(prompts), size)))
+    return Rollout(*(None if field[0] is None else torch.cat(field).to(config.device) for field in fields))
 
 
 def decode(model, tokenizer, tokens):
@@ -519,7 +637,7 @@ def decode(model, tokenizer, tokens):
     return [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, kept)]
 
 
-def collect(model, tokenizer, reference, rows, config):
+def collect(model, tokenizer, reference, rows, config, seed):
     """Samples and scores a completion for each of B rows, G in a row with one prompt: (rollout, texts, rewards, weights).
 
     rewards [N, G]. weights (w+, w-): each [B, 1]; for wd1++, whose groups are the G T guesses of all steps, [B, T].
@@ -528,11 +646,11 @@ def collect(model, tokenizer, reference, rows, config):
     b = 0.0 if config.objective == "diffu-grpo" else config.beta / (config.lam + config.beta)  # see section 5
     options = dict(temperature=config.temperature, trajectory=stepwise, reference=reference, reference_weight=b)
     prompts = [row["prompt"] for row in rows]
-    rollout = sample(model, tokenizer, prompts, config, config.gen_length, config.diffusion_steps, **options)
+    rollout = sample(model, tokenizer, prompts, config, config.gen_length, config.diffusion_steps, seed, **options)
 
     def score(tokens, copies):  # tokens [B * copies, L] -> texts, rewards [N, G * copies]
         texts = decode(model, tokenizer, tokens)
-        rewards = [task.reward(text, rows[i // copies]) for i, text in enumerate(texts)]
+        rewards = parallel.spread(lambda i: task.reward(texts[i], rows[i // copies]), range(len(texts)))
         return texts, torch.tensor(rewards, dtype=torch.float, device=config.device).view(-1, config.num_generations * copies)
 
     texts, rewards = score(rollout.completion, 1)
@@ -545,7 +663,8 @@ def collect(model, tokenizer, reference, rows, config):
 def draw_views(config, model_config, rollout):
     """The forward passes of one gradient step, with fresh masks: [(column of the weights, View)]."""
     grpo, pair = config.objective == "diffu-grpo", (rollout.prompt, rollout.completion)
-    steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()  # only for estimates along the path
+    T = config.diffusion_steps if config.objective == "wd1++" else int(rollout.steps.max())
+    steps = torch.randperm(T)[: config.mc_samples].tolist()  # only for estimates along the path
     shared = dict(group_size=config.num_generations if config.shared_masks else 1)
     if config.objective == "wd1++":  # a random few of the T terms of the loss, not scaled up
         return list(zip(steps, path_views(model_config, rollout, steps, True, config.confidence_factor)))
@@ -560,47 +679,53 @@ def draw_views(config, model_config, rollout):
     return [(0, view) for view in views]
 
 
-def micro_batches(model, config, rollout, view):
-    """Yields (rows, log-probabilities [b, L]) of a view, `micro_batch_size` rows at a time."""
-    for rows in torch.arange(len(rollout.prompt), device=rollout.prompt.device).split(config.micro_batch_size):
-        mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
-        yield rows, token_log_probs(model, rollout.prompt[rows], View(*(part[rows] for part in view)), mask)
-
-
 def learn(model, reference, optimizer, rollout, rewards, weights, config):
     """The mu gradient steps on a batch. Returns {"loss", "grad_norm"}, means, and "skipped", how many were not finite.
 
-    Every loss is a sum over views and rows, so these go backward one by one: that changes memory, not the gradient.
+    Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum
+    multiplies by zero (a group with equal rewards) not at all: that changes memory and time, not the gradient.
     """
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-    updates = [draw_views(config, model.config, rollout) for _ in range(config.num_iterations)]
     (w_plus, w_minus), grpo, taken = weights, config.objective == "diffu-grpo", []
-
-    @torch.no_grad()
-    def fixed(policy):  # log-probabilities [B, L] of each update's view under a policy that stays as it is
-        return [torch.cat([part for _, part in micro_batches(policy, config, rollout, view)]) for [(_, view)] in updates]
-
+    advantage = advantages(rewards).flatten()
+    signal = w_plus - w_minus  # [B, columns]
     if grpo:
-        advantage, old = advantages(rewards).flatten(), fixed(model)
+        signal = advantage[:, None] if config.beta == 0 else torch.ones_like(signal)  # the KL term counts in every row
+
+    def passes():  # of one update, with fresh masks: [(column of the weights, View, rows)]
+        views = draw_views(config, model.config, rollout)
+        needed = [(view.weight != 0).any(1) & (signal[:, column] != 0) for column, view in views]
+        size = config.micro_batch_size
+        return [(*view, rows) for view, mask in zip(views, needed) for rows in parallel.share(mask).split(size)]
+
+    def log_probs(policy, view, rows):  # [b, L]
+        mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
+        return token_log_probs(policy, rollout.prompt[rows], View(*(part[rows] for part in view)), mask)
+
+    updates = [passes() for _ in range(config.num_iterations)]
+    with torch.no_grad():  # the policies that stay as they are
+        old = [[log_probs(model, view, rows) for _, view, rows in update] for update in updates] if grpo else None
         with as_reference(reference):
-            ref = fixed(reference) if reference else old
+            ref = [[log_probs(reference, *part) for _, *part in update] for update in updates] if grpo and reference else old
     model.train()
-    for update, views in enumerate(updates):
+    for number, update in enumerate(updates):
         optimizer.zero_grad()
-        total = 0.0
-        for column, view in views:
-            for rows, log_probs in micro_batches(model, config, rollout, view):
-                if grpo:
-                    counted = view.weight.bool()
-                    terms = log_probs, old[update][rows], ref[update][rows], advantage[rows], counted[rows]
-                    loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
-                else:
-                    log_p = (view.weight[rows] * log_probs).sum(-1)  # [b], this view's part of log p(o|q)
-                    # These rows posed as one group, over N: summed over rows and views it is wd1_loss of the whole batch.
-                    loss = wd1_loss(log_p[None], w_plus[None, rows, column], w_minus[None, rows, column]) / len(rewards)
-                loss.backward()
-                total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm).item()
+        total = torch.zeros((), device=config.device)
+        for i, (column, view, rows) in enumerate(update):
+            parallel.last_pass(model, i + 1 == len(update))
+            log_p = log_probs(model, view, rows)  # [b, L]
+            if grpo:
+                counted = view.weight.bool()
+                terms = log_p, old[number][i], ref[number][i], advantage[rows], counted[rows]
+                loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
+            else:
+                log_p = (view.weight[rows] * log_p).sum(-1)  # [b], this view's part of log p(o|q)
+                # These rows posed as one group, over N: summed over rows and views it is wd1_loss of the whole batch.
+                loss = wd1_loss(log_p[None], w_plus[None, rows, column], w_minus[None, rows, column]) / len(rewards)
+            loss.backward()
+            total += loss.detach()
+        total = parallel.sum_gradients(model, total, trained)
+        norm = parallel.whole(torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)).item()
         if math.isfinite(total) and math.isfinite(norm):  # a step along anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
@@ -614,16 +739,16 @@ def train(config):
     On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit.
     """
     check(config)
+    parallel.start(config.device)
     run = RunDirectory(config)
-    model, tokenizer, train_set, test_set = set_up(config)
-    reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta else None
+    model, reference, tokenizer, train_set, test_set = set_up(config)
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
     state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
     state = run.restore(state, parameters, optimizer)
     for network in {model, reference} - {None}:
-        network.register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
+        network.get_decoder().register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
     run.start(state["steps"])
     started, failures = time.time() - state["seconds"], 0
     with autocast(config), signals_caught() as stop:
@@ -631,13 +756,14 @@ def train(config):
             state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
             run.log("metrics.jsonl", step=0, eval=state["before"])
             show(model, tokenizer, test_set[0], config, "before")
-        bar = tqdm(range(state["steps"], config.max_steps), config.objective, config.max_steps, initial=state["steps"])
+        numbers = range(state["steps"], config.max_steps)
+        bar = tqdm(numbers, config.objective, config.max_steps, initial=state["steps"], disable=parallel.RANK > 0)
         for step in bar:
             begin = time.time()
             torch.manual_seed(config.seed * 1_000_003 + step)  # a step's draws depend on its number alone
             problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
             rows = [problem for problem in problems for _ in range(config.num_generations)]
-            rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config)
+            rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config, (config.seed, step))
             tokens_per_second = rollout.completion.numel() / (time.time() - begin)
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
             for part in optimizer.param_groups:
@@ -645,7 +771,7 @@ def train(config):
             learned = learn(model, reference, optimizer, rollout, rewards, weights, config)
             failures = failures + 1 if learned["loss"] is None else 0
             if failures == 3:
-                hint = f"{run.checkpoint} holds the last good weights, and a lower --learning_rate may help"
+                hint = f"{run.path}/checkpoint holds the last good weights, and a lower --learning_rate may help"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
             metrics = {**measure(model, config, rollout, texts, rewards, rows), **learned, "learning_rate": learning_rate}
             metrics["tokens_per_second"] = tokens_per_second
@@ -660,13 +786,15 @@ def train(config):
             shown = {"reward": metrics["reward"], "accuracy": metrics["accuracy"], "loss": learned["loss"] or 0.0}
             shown = {name: f"{value:.2f}" for name, value in {**shown, "held-out": state["after"]["accuracy"]}.items()}
             bar.set_postfix({**shown, "tokens/s": f"{tokens_per_second:.0f}"})
-            if done or stop or (step + 1) % config.save_every == 0:
-                run.save(weights=parameters, optimizer=optimizer.state_dict(), state=state)
-            if stop and not done:
+            stopped = not parallel.everywhere(not stop)
+            if done or stopped or (step + 1) % config.save_every == 0:
+                run.save(state, parameters, optimizer)
+            if stopped and not done:
                 raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
     run.finish(model, tokenizer, state)
-    plot_runs([run.path], run.path / "curve.png")
+    if parallel.RANK == 0:
+        plot_runs([run.path], run.path / "curve.png")
     return state
 
 
@@ -674,9 +802,10 @@ def measure(model, config, rollout, texts, rewards, rows):
     """What a step's samples were like: the means that metrics.jsonl records, and the share of groups that teach nothing."""
     return {
         "reward": rewards.mean().item(),
-        "accuracy": fmean(TASKS[config.task].correct(text, row) for text, row in zip(texts, rows)),
+        "accuracy": fmean(parallel.spread(lambda i: TASKS[config.task].correct(texts[i], rows[i]), range(len(rows)))),
         "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
         "length": until_eos(rollout.completion, model.config.eos_token_id).sum(1).float().mean().item(),
+        "denoising_steps": rollout.steps.float().mean().item(),
     }
 
 
@@ -709,10 +838,8 @@ def evaluate_model(model, tokenizer, test_set, config):
     for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):  # the nearest last
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        nearest = lengths[str(length)] = {
-            "accuracy": fmean(task.correct(text, example) for text, example in answers),
-            "reward": fmean(task.reward(text, example) for text, example in answers),
-        }
+        correct, reward = zip(*parallel.spread(lambda answer: (task.correct(*answer), task.reward(*answer)), answers))  # noqa: B023
+        nearest = lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
     return {**nearest, "lengths": lengths}
 
 
@@ -720,7 +847,8 @@ def evaluate(config):
     """Evaluates a model on the held-out problems; trains and writes nothing. Returns what evaluate_model returns."""
     config.eval_only = True
     check(config)
-    model, tokenizer, _, test_set = set_up(config)
+    parallel.start(config.device)
+    model, _, tokenizer, _, test_set = set_up(config)
     with autocast(config):
         return evaluate_model(model, tokenizer, test_set, config)
 
@@ -752,6 +880,12 @@ def main(argv=None):
     except (InputError, FloatingPointError) as error:
         print(f"wd1: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except RuntimeError as error:
+        if parallel.WORLD == 1:
+            raise
+        reason = str(error).splitlines()[0]  # what a lost connection to another rank says
+        print(f"wd1: rank {parallel.RANK} cannot go on: {reason}\n--resume goes on from the last checkpoint", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ LLaDA's own modelling code and LlamaForCausalLM with `is_causal = False` and the
 Dream's and Qwen2's (read one position to the left), and the a2d conversions' and their originals'.
 """
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -82,6 +83,14 @@ def read_config(path):
     config.mask_token_id, config.eos_token_id = raw.get("mask_token_id"), raw.get("eos_token_id")
     config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
     return FAMILIES[family], config
+
+
+def four_bits(device, dtype):
+    """What from_pretrained needs to load linear layers in 4 bits (NF4, as QLoRA, arXiv 2305.14314), straight onto a device."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
+    settings = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return dict(quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, **settings), device_map={"": device})
 
 
 def load_tokenizer(path):

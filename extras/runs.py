@@ -10,11 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from extras.parallel import RANK, WORLD, barrier, full_weights
 from rewards import InputError, refusing
 
 # What a resumed run may set anew; anything else would make it another run.
-MAY_CHANGE = "max_steps resume device output_dir save_every eval_every rollout_batch_size micro_batch_size".split()
+MAY_CHANGE = "max_steps resume device shard compile output_dir save_every eval_every".split()
+MAY_CHANGE += ["rollout_batch_size", "micro_batch_size"]
 
 
 def replace(path, write):
@@ -42,15 +46,27 @@ def signals_caught():
             signal.signal(number, handler)
 
 
+def tensors(parameters, optimizer):
+    """All tensors of a checkpoint: a flat dict, whose entries dcp.load overwrites in place. Some may be sharded."""
+    flat = {}
+    for name, weight in parameters.items():
+        if not optimizer.state[weight]:  # as AdamW begins
+            empty = {moment: torch.zeros_like(weight, requires_grad=False) for moment in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[weight] = {"step": torch.zeros(()), **empty}
+        flat[f"weights.{name}"] = weight.detach()
+        flat |= {f"{moment}.{name}": tensor for moment, tensor in optimizer.state[weight].items()}
+    return flat
+
+
 class RunDirectory:
     """Decides, before anything is computed or written, if config.output_dir can be used; raises InputError if not.
 
-    `saved` is the checkpoint to go on from, or None: a dict of tensors and numbers (never unpickled as code).
+    A checkpoint is a directory, checkpoint/step-N: state.json and safetensors files, one a rank, which any number of ranks
+    reads again. It is renamed into place when it is whole, and the one before it kept. Rank 0 writes all else.
     """
 
     def __init__(self, config):
         self.config, self.path, self.saved = config, Path(config.output_dir), None
-        self.checkpoint = self.path / "checkpoint" / "state.pt"
         there = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise InputError(f"--output_dir {self.path} cannot be written: {there} is no directory, or read-only")
@@ -65,23 +81,44 @@ class RunDirectory:
         for name, value in asdict(config).items():
             if name not in MAY_CHANGE and before.get(name) != value:
                 raise InputError(f"--resume: --{name} was {before.get(name)} and now is {value}: start a new run to change it")
-        if self.checkpoint.exists():
-            with refusing(f"{self.checkpoint} cannot be read; delete it to start the run anew"):
-                self.saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if checkpoints := self.checkpoints():
+            self.saved = checkpoints[-1]
+
+    def checkpoints(self):
+        """The directories of all whole checkpoints, the newest last."""
+        return sorted(file.parent for file in self.path.glob("checkpoint/step-*[0-9]/state.json"))
 
     def restore(self, state, parameters, optimizer):
-        """Puts the checkpoint, if there is one, into what is given and returns its state, else `state`."""
+        """Puts the newest checkpoint, if there is one, into what is given and returns its state, else `state`."""
         if not self.saved:
             return state
-        with refusing(f"{self.checkpoint} does not fit the model"):
-            optimizer.load_state_dict(self.saved["optimizer"])
-            for name, weight in parameters.items():
-                weight.data.copy_(self.saved["weights"][name])
-        return self.saved["state"]
+        with refusing(f"{self.saved} cannot be read or does not fit the model; delete it to go on from an earlier one"):
+            dcp.load(tensors(parameters, optimizer), storage_reader=HuggingFaceStorageReader(self.saved), no_dist=WORLD == 1)
+            return json.loads((self.saved / "state.json").read_text())
+
+    def save(self, state, parameters, optimizer):
+        """Writes a checkpoint, and drops all but the one before it."""
+        final = self.path / "checkpoint" / f"step-{state['steps']:07}"
+        unfinished = final.with_name("unfinished")
+        if RANK == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        barrier()
+        writer = HuggingFaceStorageWriter(unfinished, save_distributed=True)
+        dcp.save(tensors(parameters, optimizer), storage_writer=writer, no_dist=WORLD == 1)
+        if RANK == 0:
+            (unfinished / "state.json").write_text(json.dumps(state))
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            for old in self.checkpoints()[:-2]:
+                shutil.rmtree(old)
+        barrier()
 
     def start(self, step):
         """Creates the directory; of a resumed run it drops what was logged after its checkpoint: it is about to recur."""
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        barrier()  # nobody finds another's new files where nothing should be
+        if RANK:
+            return
+        (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", asdict(self.config))
         for name in ("metrics.jsonl", "samples.jsonl"):
             file = self.path / name
@@ -91,19 +128,19 @@ class RunDirectory:
 
     def log(self, name, **line):
         """Appends a line to metrics.jsonl or samples.jsonl."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def save(self, **parts):
-        """Replaces the checkpoint."""
-        replace(self.checkpoint, lambda path: torch.save(parts, path))
+        if RANK == 0:
+            with (self.path / name).open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def write_json(self, name, content):
         replace(self.path / name, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
 
     def finish(self, model, tokenizer, summary):
         """Writes the trained model, which load_model and plain transformers (peft, after LoRA) read, and the summary."""
-        shutil.rmtree(self.path / "model", ignore_errors=True)
-        model.save_pretrained(self.path / "model")
-        tokenizer.save_pretrained(self.path / "model")
-        self.write_json("summary.json", summary)
+        weights = full_weights(model)
+        if RANK == 0:
+            shutil.rmtree(self.path / "model", ignore_errors=True)
+            model.save_pretrained(self.path / "model", **weights)
+            tokenizer.save_pretrained(self.path / "model")
+            self.write_json("summary.json", summary)
+        barrier()
