@@ -49,6 +49,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from extras import parallel
+from extras.cache import KeyValueCache
 from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, four_bits, load_tokenizer, read_config
 from extras.pictures import plot_runs
 from extras.runs import RunDirectory, signals_caught
@@ -190,38 +191,19 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     return (model if load_in_4bit else model.to(device)).eval(), tokenizer
 
 
-class KeyValueCache(transformers.DynamicCache):
-    """Keys and values of the columns outside a `window` (first column, last + 1), so that only the window is computed.
-
-    The first pass through an empty cache computes all columns and fills it. An approximation: in a bidirectional model the
-    keys of every column change with every token, and the cached ones do not.
-    """
-
-    def __init__(self, window):
-        super().__init__()
-        self.window = window
-
-
 def hidden_states(model, canvas, attention_mask=None, positions=None, cache=None):
-    """The transformer without its output head: [B, n, H], where the tokens at `positions` are predicted."""
+    """The transformer below its output head, where the tokens at `positions` are predicted: [B, n, H]. As predict_logits."""
     columns = torch.arange(canvas.shape[1], device=canvas.device)
-    positions = columns if positions is None else positions
-    read_at = (positions - 1).clamp(min=0) if model.config.logit_shift else positions
-    order, cached = columns, 0  # attention does not care for the order of columns: those to be cached come first
-    if cache is not None:
-        start, stop = cache.window
-        order, cached = torch.cat([columns[:start], columns[stop:], columns[start:stop]]), cache.get_seq_length()
-    position_ids, padding = columns[None], None
+    read_at = columns if positions is None else positions
+    read_at = (read_at - 1).clamp(min=0) if model.config.logit_shift else read_at
+    position_ids, seen = columns[None], None
     if attention_mask is not None:
-        padding = F.pad(attention_mask.long(), (0, canvas.shape[1] - attention_mask.shape[1]), value=1)
-        position_ids, padding = (padding.cumsum(-1) - 1).clamp(min=0), padding[:, order]
-    new = order[cached:]
-    states = model.get_decoder()(
-        canvas[:, new], padding, position_ids[:, new], past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
-    if cache is not None:
-        cache.crop(start - stop)  # the window is computed anew next time
-        read_at = order.argsort()[read_at] - cached
+        real = F.pad(attention_mask.bool(), (0, canvas.shape[1] - attention_mask.shape[1]), value=True)
+        position_ids, seen = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]  # [B, 1, 1, P+L], for every head and query
+    if cache is None:
+        states = model.get_decoder()(canvas, seen, position_ids, use_cache=False).last_hidden_state
+    else:
+        states, read_at = cache.run(model.get_decoder(), canvas, seen, position_ids, read_at)
     return states.take_along_dim(read_at.view(-1, read_at.shape[-1], 1), 1)
 
 
@@ -400,7 +382,8 @@ def token_log_probs(model, prompt, view, attention_mask=None):
     """log p(target_i | q, what the view shows) where the view's weight is not 0, and 0 elsewhere: float [B, L], with gradient.
 
     Logits are V times as large as what comes of them (LLaDA: 32 MB a row of 256, several times over). So they are computed
-    for scored tokens only, a chunk at a time, and again in the backward pass instead of being kept.
+    for scored tokens only, a chunk at a time, and again in the backward pass instead of being kept; the last chunk is kept,
+    since backward begins with it.
     """
     canvas = torch.cat([prompt, view.target], dim=1).masked_fill(view.hidden, model.config.mask_token_id)
     states = hidden_states(model, canvas, attention_mask, torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device))
@@ -410,9 +393,9 @@ def token_log_probs(model, prompt, view, attention_mask=None):
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
 
-    chunks = zip(states[scored].split(chunk), view.target[scored].split(chunk))
-    log_probs = torch.cat([checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks])
-    return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, log_probs)
+    *chunks, last = zip(states[scored].split(chunk), view.target[scored].split(chunk))
+    log_probs = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks] + [score(*last)]
+    return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, torch.cat(log_probs))
 
 
 def log_likelihood(model, prompt, views, attention_mask=None):
