@@ -165,6 +165,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
         from extras.lora import load_adapters
 
         return load_adapters(path, load_model, device=device, dtype=dtype, seed=seed, load_in_4bit=load_in_4bit)
+    if path.is_file() and load_in_4bit and device != "meta":
+        raise InputError(f"--load_in_4bit {path}: only weights that are read from a checkpoint can be loaded in 4 bits")
     stock, config = read_config(path)
     with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
         tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
@@ -374,28 +376,32 @@ class View(NamedTuple):
     weight: Tensor  # float [B, L]: how often the log-probability of each token counts
 
 
-LOGITS = 2**26  # the most logits that token_log_probs holds at a time: 256 MB in float32
+LOGITS = 2**26  # the most logits held at a time: 256 MB in float32
+
+
+def chunked_log_probs(head, states, target):
+    """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
+
+    Logits are V times as large as what comes of them (LLaDA: 130 MB for 256 tokens, several times over). So they are
+    computed a chunk of tokens at a time, and once more in the backward pass instead of being kept.
+    """
+    def score(states, target):
+        return -F.cross_entropy(head(states).float(), target, reduction="none")
+
+    chunk = max(LOGITS // head.out_features, 1)
+    *chunks, last = zip(states.split(chunk), target.split(chunk))
+    kept = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]
+    return torch.cat([*kept, score(*last)])  # backward begins with the last chunk, which may as well be kept
 
 
 @parallel.as_forward
 def token_log_probs(model, prompt, view, attention_mask=None):
-    """log p(target_i | q, what the view shows) where the view's weight is not 0, and 0 elsewhere: float [B, L], with gradient.
-
-    Logits are V times as large as what comes of them (LLaDA: 32 MB a row of 256, several times over). So they are computed
-    for scored tokens only, a chunk at a time, and again in the backward pass instead of being kept; the last chunk is kept,
-    since backward begins with it.
-    """
+    """log p(target_i | q, what the view shows) where the view's weight is not 0, elsewhere 0: float [B, L], with gradient."""
     canvas = torch.cat([prompt, view.target], dim=1).masked_fill(view.hidden, model.config.mask_token_id)
-    states = hidden_states(model, canvas, attention_mask, torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device))
-    head, scored = model.get_output_embeddings(), view.weight != 0  # [B, L]
-    chunk = max(LOGITS // model.config.vocab_size, 1)
-
-    def score(states, target):
-        return -F.cross_entropy(head(states).float(), target, reduction="none")
-
-    *chunks, last = zip(states[scored].split(chunk), view.target[scored].split(chunk))
-    log_probs = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks] + [score(*last)]
-    return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, torch.cat(log_probs))
+    positions, scored = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device), view.weight != 0
+    states = hidden_states(model, canvas, attention_mask, positions)  # [B, L, H]
+    log_probs = chunked_log_probs(model.get_output_embeddings(), states[scored], view.target[scored])
+    return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, log_probs)
 
 
 def log_likelihood(model, prompt, views, attention_mask=None):

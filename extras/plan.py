@@ -1,41 +1,76 @@
-"""What a run would cost, before it is run: behind `python wd1.py --dry_run`."""
+"""What a run would cost, before it is run: behind `python wd1.py --dry_run`.
+
+Memory is not guessed from a formula: the sampler's and the update's own functions run once on tensors without data, and
+what they would have held at a time is counted (extras/memory.py).
+"""
 
 import math
 
+import torch
+
+from extras.memory import CountMemory, without_data
 from extras.settings import check
-from wd1 import set_up
+from rewards import InputError
+from wd1 import KeyValueCache, autocast, chunked_log_probs, encode, hidden_states, predict_logits, propose, set_up
+
+NF4 = 4.127 / 8  # bytes of a weight in 4 bits with its scales (QLoRA, arXiv 2305.14314)
+
+
+def update_peak(model, mode, config, prompt_length):
+    """Bytes that one micro-batch holds at most between the weights and its gradients, which are included."""
+    rows, columns = config.micro_batch_size, prompt_length + config.gen_length
+    model.train()
+    with mode, CountMemory() as memory, autocast(config):
+        canvas = torch.zeros(rows, columns, dtype=torch.long)
+        states = hidden_states(model, canvas, None, torch.arange(prompt_length, columns)).flatten(0, 1)
+        target = torch.zeros(len(states), dtype=torch.long)
+        chunked_log_probs(model.get_output_embeddings(), states, target).sum().backward()
+    return memory.peak
+
+
+def sampling_peak(model, mode, config, prompt_length):
+    """Bytes that a denoising step of `rollout_batch_size` rows holds at most, with keys and values if they are cached."""
+    rows, columns = config.rollout_batch_size, prompt_length + config.gen_length
+    with mode, CountMemory() as memory, autocast(config), torch.no_grad():
+        cache = None if config.cache == "none" else KeyValueCache((prompt_length, columns))
+        canvas = torch.zeros(rows, columns, dtype=torch.long)
+        block = torch.arange(config.gen_length if config.objective == "wd1++" else config.block_length) + prompt_length
+        propose(predict_logits(model, canvas, None, block, cache), config.temperature, None)
+    return memory.peak
 
 
 def plan(config):
-    """What a run would cost, counted on a model without weights: a dict. Memory is an estimate, in GB of 10^9 bytes."""
+    """What a run would cost, counted on a model without data: a dict. Memory in GB of 10^9 bytes, of one process."""
     check(config)
-    model = set_up(config)[0]
-    shape, weights = model.config, list(model.parameters())
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    rows, width = config.micro_batch_size, 2 if config.dtype == "bfloat16" else 4
-    tokens = rows * (config.gen_length + 256)  # with a prompt of 256
-    # Kept for the backward pass per token and layer: about 16 hidden and 4 MLP widths, or the layer's input alone.
-    layer = 16 * shape.hidden_size + 4 * shape.intermediate_size
-    kept = layer * shape.num_hidden_layers
-    if config.gradient_checkpointing:
-        kept = layer + shape.hidden_size * shape.num_hidden_layers
-    chunks = math.ceil(config.batch_size / config.rollout_batch_size)
+    if config.shard:
+        raise InputError("--dry_run counts the memory of one process that holds all weights: leave out --shard")
+    model, reference, tokenizer, train_set, _ = set_up(config)
+    prompt_length = max(map(len, encode(tokenizer, train_set["prompt"]).input_ids))
+    weights = [weight for network in {model, reference} - {None} for weight in network.parameters()]
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad and weight.dtype == torch.float32)
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    if config.load_in_4bit:
+        for module in model.get_decoder().modules():
+            if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
+                size -= module.weight.numel() * (module.weight.element_size() - NF4)
+    mode = without_data(model)
+    update, sampling = update_peak(model, mode, config, prompt_length), sampling_peak(model, mode, config, prompt_length)
+    step = (4 + 4) * trained  # gradients, and what AdamW makes of them before it writes
+    chunks, parts = (math.ceil(config.batch_size / size) for size in (config.rollout_batch_size, config.micro_batch_size))
     mixture = bool(config.beta) and config.objective != "diffu-grpo"
     views = config.mc_samples
     if config.objective == "diffu-grpo":
         views = 1 + 1 + bool(config.beta)  # current, old, reference
-    memory = {
-        "weights_GB": sum(weight.numel() * weight.element_size() for weight in weights) / 1e9,
-        "gradients_and_adam_GB": 12 * trained / 1e9,
-        "activations_GB": tokens * kept * width / 1e9,
-        "logits_GB": 3 * 4 * rows * config.gen_length * shape.vocab_size / 1e9,
-    }
     return {
-        "parameters": sum(weight.numel() for weight in weights),
-        "trainable_parameters": trained,
-        **memory,
-        "estimated_memory_GB": sum(memory.values()),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "prompt_tokens": prompt_length,
+        "weights_GB": size / 1e9,
+        "adam_GB": 8 * trained / 1e9,
+        "update_GB": max(update, step) / 1e9,
+        "sampling_GB": sampling / 1e9,
+        "estimated_memory_GB": (size + 8 * trained + max(update, step, sampling)) / 1e9,
         "samples_per_step": config.batch_size,
         "sampling_forward_passes_per_step": config.diffusion_steps * chunks * (1 + mixture),
-        "update_forward_passes_per_step": config.num_iterations * views * math.ceil(config.batch_size / rows),
+        "update_forward_passes_per_step": config.num_iterations * views * parts,  # at most: see learn
     }

@@ -37,6 +37,10 @@ def check(config):
         raise InputError("--prompt_mask_prob is at most 1, and --seed less than 2^31")
     if config.resume and config.eval_only:
         raise InputError("--eval_only evaluates --model: name the model of the run, such as runs/X/model, not --resume")
+    if config.load_in_4bit and not (config.lora_rank or config.eval_only):
+        raise InputError("--load_in_4bit freezes the weights: train adapters, with a --lora_rank above 0")
+    if config.threshold > 1 or config.threshold <= 0:
+        raise InputError(f"--threshold {config.threshold}: is a probability above 0; 1 means exact sampling")
     if config.beta is None:
         config.beta = 0.04 if config.objective == "diffu-grpo" else 0.0
     if config.lam + config.beta == 0:

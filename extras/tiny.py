@@ -73,8 +73,8 @@ def tiny_base(seed=0, blanks=6):
 
     The cache's key is everything the model is made from: recipe, configuration, code, seed and torch version.
     """
-    parts = [corpus, pretrain, character_tokenizer, Sudoku, wd1.hidden_states, wd1.token_log_probs, wd1.log_likelihood]
-    parts += [wd1.until_eos, wd1.shared_rand, wd1.elbo_views, wd1.elbo]
+    parts = [corpus, pretrain, character_tokenizer, Sudoku, wd1.hidden_states, wd1.chunked_log_probs, wd1.token_log_probs]
+    parts += [wd1.log_likelihood, wd1.until_eos, wd1.shared_rand, wd1.elbo_views, wd1.elbo]
     code = [inspect.getsource(part) for part in parts]
     config = Path(__file__).resolve().parents[1].joinpath("tiny_config.json").read_text()
     made_from = json.dumps([RECIPE, config, code, seed, blanks, torch.__version__])
