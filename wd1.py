@@ -376,7 +376,7 @@ class View(NamedTuple):
     weight: Tensor  # float [B, L]: how often the log-probability of each token counts
 
 
-LOGITS = 2**26  # the most logits held at a time: 256 MB in float32
+LOGITS = 2**24  # the most logits held at a time: 64 MB in float32
 
 
 def chunked_log_probs(head, states, target):

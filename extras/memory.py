@@ -42,7 +42,7 @@ class CountMemory(TorchDispatchMode):
 
 
 def without_data(model):
-    """Gives a model weights that have shapes and no data, in place; what is computed in the returned context has none either."""
+    """Gives a model weights with shapes and no data, in place, and returns the context in which to compute with them."""
     mode, made = FakeTensorMode(), {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):

@@ -41,6 +41,7 @@ def sampling_peak(model, mode, config, prompt_length):
 
 def plan(config):
     """What a run would cost, counted on a model without data: a dict. Memory in GB of 10^9 bytes, of one process."""
+    config.dry_run = True
     check(config)
     if config.shard:
         raise InputError("--dry_run counts the memory of one process that holds all weights: leave out --shard")
