@@ -3,6 +3,7 @@
 The order is that of wd1.py: loading, sampling, likelihood, weights and losses, tasks, the program as a user runs it.
 """
 
+import importlib
 import itertools
 import json
 import math
@@ -571,6 +572,17 @@ def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family
         after = after.flip(1)
 
 
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_cached_guesses_are_those_of_the_columns_they_stand_at(model, cache):
+    """With one step a block every pass is a first one, and exact: so are the guesses right of the block."""
+    options = dict(gen_length=12, steps=3, block_length=4, trajectory=True)
+    exact, cached = (wd1.generate(model, prompts(rows=9), **options, cache=name) for name in ("none", cache))
+    assert torch.equal(exact.guesses, cached.guesses)
+    options |= dict(steps=6)
+    exact, cached = (wd1.generate(model, prompts(rows=40), **options, cache=name) for name in ("none", cache))
+    assert (exact.guesses == cached.guesses).float().mean() > 0.8  # stale keys change some
+
+
 @pytest.mark.parametrize("options", [dict(cache="prefix"), dict(cache="dual"), dict(cache="dual", threshold=0.4)], ids=str)
 def test_a_cache_never_leaks_between_prompts(model, options):
     prompt = prompts(rows=60)
@@ -787,7 +799,7 @@ def test_chunked_log_probabilities_are_the_direct_ones(model, seed, chunk):
     noise = torch.rand(2, 3, 10, generator=seeded(seed))
     view = wd1.View(noise[0] < 0.5, target, noise[1, :, 4:] * (noise[1, :, 4:] < noise[0, 0, 0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wd1, "LOGITS", 14 * chunk)
+        patch.setattr(wd1, "MAX_LOGITS", 14 * chunk)
         got = wd1.token_log_probs(model, prompt, view)
         got_gradient = torch.autograd.grad((got * view.weight).sum() + got.sum() * 0, list(model.parameters()))
     canvas = torch.cat([prompt, target], 1).masked_fill(view.hidden, 1)
@@ -1342,6 +1354,9 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, 
      (dict(max_steps="many"), "invalid int value"), (dict(eval_lengths=4000), "the model allows 1024"), (dict(likelihood="elbo", mc_samples=3, complementary=True), "must be even"),
      (dict(model="nowhere/at/all"), "no such directory"), (dict(data="none.csv"), "there is no such file"), (dict(blanks=13), "--blanks 13"),
      (dict(resume=True), "no run to go on with"), (dict(lam=0), "both 0"), (dict(seed=2**63), "--seed"), (dict(prompt_mask_prob=2.0), "at most 1"),
+     (dict(load_in_4bit=True), "--lora_rank above 0"), (dict(load_in_4bit=True, lora_rank=2), "has no weights"),
+     (dict(threshold=0.0), "--threshold 0.0"), (dict(threshold=1.5), "--threshold 1.5"), (dict(cache="all"), "invalid choice: 'all'"),
+     (dict(shard=True), "start them with torchrun"), (dict(shard=True, dry_run=True), "leave out --shard"),
      (dict(resume=True, eval_only=True), "--eval_only"), (dict(likelihood="trajectory", mc_samples=5), "only --diffusion_steps 4"), (dict(device="quantum"), "--device quantum")],
     ids=str,
 )  # fmt: skip
@@ -1403,6 +1418,106 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     held_out = {grid for grid in rewards.solved_grids() if TASKS["sudoku"].is_test({"solution": grid})}
     texts = [text for _, text in tiny.corpus(np.random.default_rng(0), 6, 400, 0.4)]
     assert 20 < len(held_out) and not {text[len("<answer>") :][:16] for text in texts} & held_out
+
+
+# ------------------------------------------------------------------------------------------------- speed and memory
+
+
+def test_four_bits(tmp_path, monkeypatch):
+    """Without bitsandbytes a sentence; with it, each weight is read in 4 bits and the model computes with what was read."""
+    directory, *_ = write_checkpoint(tmp_path / "model", "llada", d_model=128, mlp_hidden_size=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match="pip install bitsandbytes"):
+            wd1.load_model(directory, load_in_4bit=True)
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    (quantised, _), (full, _) = (wd1.load_model(directory, load_in_4bit=value) for value in (True, False))
+    for name, module in quantised.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            weight, original = module.weight, full.get_submodule(name).weight
+            read = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+            assert 0 < (read - original).norm() < 0.12 * original.norm()
+            original.data.copy_(read)
+    ids = torch.randint(0, 256, (2, 9), generator=seeded(0))
+    torch.testing.assert_close(wd1.predict_logits(quantised, ids), wd1.predict_logits(full, ids), atol=1e-3, rtol=1e-3)
+
+
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch):
+    """Traced as torch.compile does it, changing shapes included, but run without its code generator, which takes minutes."""
+    rewarded(monkeypatch)
+    eager = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: eager(self, backend="aot_eager"))
+    runs = [run(tmp_path, out=f"compile{value}", compile=value, eval_every=0)[1] for value in (True, None)]
+    compiled, plain = (dict(wd1.load_model(directory / "model")[0].named_parameters()) for directory in runs)
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight, atol=1e-5, rtol=1e-4)
+    torch._dynamo.reset()
+
+
+MEASURE = """
+import dataclasses, json, sys, torch, wd1
+from extras.bench import make_batch
+from extras.memory import measured_peak
+torch.set_num_threads(1)
+config = wd1.Config(**json.loads(sys.argv[1]))
+batch = make_batch(wd1.load_model("tiny")[0], "cpu", 1, 6, 17, config.gen_length, config)
+
+def everything(config):  # a model, AdamW and a gradient step
+    model = wd1.set_up(config)[0]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    with wd1.autocast(config):
+        wd1.learn(model, None, torch.optim.AdamW(trained), *batch, config)
+
+everything(dataclasses.replace(config, model="tiny_config.json"))  # what libraries load and set up once
+print(measured_peak(lambda: everything(config), "cpu") / 1e9)
+"""
+
+
+@pytest.mark.parametrize("options", [dict(lora_rank=0), dict(lora_rank=16)], ids=str)
+def test_the_dry_run_tells_the_memory_that_is_used(tmp_path, options):
+    """Within 15%, for a model of 31 million weights: estimated on tensors without data, and read off a real process."""
+    from extras.bench import shape_config
+    from extras.plan import plan
+
+    (tmp_path / "config.json").write_text(json.dumps(shape_config("mid")))
+    options = dict(model=str(tmp_path / "config.json"), device="cpu", dtype="float32", batch_size=6, num_generations=6, micro_batch_size=6,
+                   rollout_batch_size=6, gen_length=128, diffusion_steps=64, num_iterations=2, eval_lengths=[128], eval_size=4, beta=0.0) | options  # fmt: skip
+    estimate = plan(wd1.Config(**options))
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once, as a GPU's allocator counts
+    done = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(options)], capture_output=True, text=True, cwd=HERE, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(estimate["estimated_memory_GB"], rel=0.15)
+
+
+def test_the_benchmark_measures_what_it_says(tmp_path, model, monkeypatch):
+    from extras import bench, gpu
+
+    prompt = prompts(rows=3)
+    shape = dict(gen_length=8, steps=4, block_length=4)
+    with bench.full_length(model):  # its plain sampler is the method's, and ours without any early end
+        want = [plain_generate(model, row[None], **shape) for row in prompt]
+        assert wd1.generate(model, prompt, **shape).completion.tolist() == want
+    assert bench.plain_generate(model, prompt, **shape, temperature=0).tolist() == want
+    gap, completion = torch.tensor([0.5, -0.2, 0.3]), torch.tensor(want)
+    bench.plain_update(model, prompt, completion, gap)
+    got = [weight.grad for weight in model.parameters()]
+    view = wd1.View(F.pad(torch.ones(3, 8), (4, 0)).bool(), completion, torch.ones(3, 8))
+    loss = -(gap * wd1.log_likelihood(model, prompt, [view])).sum()
+    torch.testing.assert_close(got, list(torch.autograd.grad(loss, list(model.parameters()))), atol=1e-5, rtol=1e-4)
+    model.zero_grad()
+
+    (tmp_path / "generate.py").write_text("def generate(model, prompt, mask_id, **options):\n    return prompt.repeat(1, 3)")
+    assert torch.equal(bench.peer_generate(tmp_path)(model, prompt, 8, 4, 4, 0.0), prompt.repeat(1, 2))
+
+    monkeypatch.setitem(bench.SHAPES, "tiny", (16, 1, 2, 16, 128))
+    words = ["--device", "cpu", "--shape", "tiny", "--lora_rank", "2", "--rounds", "1", "--no_compile", "--out", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr(sys, "argv", ["gpu", *words])
+    gpu.main()
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["agreement"]["same_tokens"] and {"sampling", "update", "step", "memory"} <= result.keys()
+    speed = {line["name"]: line for line in result["sampling"] + result["update"] + result["step"]}
+    assert speed["threshold 0.9"]["denoising_steps"] <= 16 and speed["plain"]["speed"] == 1
+    assert speed["diffu-GRPO"]["forward_passes"] == 16 + 3 * 2 and "chance" not in TASKS
 
 
 # ------------------------------------------------------------------------------------------------ several processes

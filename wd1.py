@@ -25,6 +25,9 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
 
     python wd1.py                                                       the demo: a laptop, a few minutes
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku       the real thing: one 80 GB GPU
+        with --load_in_4bit --gradient_checkpointing                    one 24 GB GPU
+    torchrun --nproc_per_node 8 wd1.py ...                              eight GPUs; --shard --lora_rank 0 trains all weights
+    torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 wd1.py ...     on each of two nodes
     python wd1.py --help                                                every setting, with its meaning
 """
 
@@ -50,10 +53,10 @@ from tqdm import tqdm
 
 from extras import parallel
 from extras.cache import KeyValueCache
-from extras.checkpoints import LLADA_WEIGHTS, character_tokenizer, find_checkpoint, four_bits, load_tokenizer, read_config
+from extras.checkpoints import LLADA_WEIGHTS, find_checkpoint, four_bits, read_config, read_tokenizer
 from extras.pictures import plot_runs
 from extras.runs import RunDirectory, signals_caught
-from extras.settings import check, eval_steps, parse_arguments
+from extras.settings import check, check_lengths, eval_steps, parse_arguments
 from extras.watch import show
 from rewards import TASKS, InputError, refusing
 
@@ -91,19 +94,19 @@ class Config:
     likelihood: Literal["one_step", "elbo", "trajectory"] = setting("one_step", "wd1's estimate of log p(o|q) (section 4)")
     mc_samples: int = setting(1, "forward passes per estimate: mask draws, or steps of the trajectory or of wd1++")
     complementary: bool = setting(False, "elbo: score each mask together with its complement")
-    shared_masks: bool = setting(False, "elbo, one_step: a group shares its mask draws")
+    shared_masks: bool = setting(False, "elbo, one_step, diffu-grpo: a group shares its mask draws")
     prompt_mask_prob: float = setting(0.15, "one_step, diffu-grpo: probability of masking a prompt token")
     lam: float = setting(1.0, "strength of the KL to the sampling policy, lambda; psi = 1 / (lambda + beta)")
     beta: Optional[float] = setting(None, "strength of the KL to the reference; default 0, for diffu-grpo 0.04")
     epsilon: float = setting(0.5, "diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]")
-    confidence_factor: bool = setting(True, "wd1++: weigh each token with the probability the sampler gave it")
+    confidence_factor: bool = setting(True, "wd1++: weigh each token with the probability the model gave it")
 
     # Sampling
     gen_length: int = setting(256, "tokens of a completion, L")
     diffusion_steps: int = setting(128, "denoising steps of a completion, T")
     block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
     temperature: float = setting(0.9, "of sampling in training; evaluation is at temperature 0")
-    rollout_batch_size: int = setting(24, "completions sampled at a time; changes memory and speed")
+    rollout_batch_size: int = setting(24, "completions sampled at a time; changes memory, speed and the draws")
     cache: Literal["none", "prefix", "dual"] = setting("none", "approximate, fast: reuse keys and values (see generate)")
     threshold: float = setting(1.0, "approximate, fast: also write every token surer than this in a step; 1: exact")
 
@@ -144,9 +147,9 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 
 # =================================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask: every position sees every other, and the
-# output at a masked position is a distribution over the token that belongs there. So real checkpoints load into stock
-# classes with `is_causal = False`; only names differ (extras/checkpoints.py has the tables). None of a checkpoint's code
-# is ever run.
+# output at a masked position is a distribution over the token that belongs there: it was trained to restore text of which a
+# random part was masked. So real checkpoints load into stock classes with `is_causal = False`; only names differ
+# (extras/checkpoints.py has the tables).
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
@@ -165,60 +168,49 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
         from extras.lora import load_adapters
 
         return load_adapters(path, load_model, device=device, dtype=dtype, seed=seed, load_in_4bit=load_in_4bit)
-    if path.is_file() and load_in_4bit and device != "meta":
-        raise InputError(f"--load_in_4bit {path}: only weights that are read from a checkpoint can be loaded in 4 bits")
     stock, config = read_config(path)
-    with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
-        tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
-    for name in ("mask_token_id", "eos_token_id"):
-        if getattr(config, name) is None:
-            setattr(config, name, getattr(tokenizer, name))
-    if config.mask_token_id is None or not 0 <= config.mask_token_id < config.vocab_size:
-        raise InputError(f"{path}: no mask token: neither mask_token_id in config.json nor a mask token in the tokenizer")
-    if config.eos_token_id is None:
-        raise InputError(f"{path}: no EOS token: neither eos_token_id in config.json nor an EOS token in the tokenizer")
+    tokenizer = read_tokenizer(path, config)
+    four_bit = four_bits(path, device, dtype) if load_in_4bit and device != "meta" else {}
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             return stock(config).to(dtype).eval(), tokenizer
-    options = dict(config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True)
-    if load_in_4bit:
-        options |= four_bits(device, dtype)
     with refusing(f"{path}: the weights cannot be loaded"):
-        model, info = stock.from_pretrained(path, **options)
+        options = dict(key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True, **four_bit)
+        model, info = stock.from_pretrained(path, config=config, dtype=dtype, **options)
     for kind in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, info[f"{kind}_keys"])):
             raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]}")
     model._weight_conversions = None  # or save_pretrained would write LLaDA's names under a Llama config
-    return (model if load_in_4bit else model.to(device)).eval(), tokenizer
+    return (model if four_bit else model.to(device)).eval(), tokenizer
 
 
-def hidden_states(model, canvas, attention_mask=None, positions=None, cache=None):
-    """The transformer below its output head, where the tokens at `positions` are predicted: [B, n, H]. As predict_logits."""
-    columns = torch.arange(canvas.shape[1], device=canvas.device)
-    read_at = columns if positions is None else positions
-    read_at = (read_at - 1).clamp(min=0) if model.config.logit_shift else read_at
-    position_ids, seen = columns[None], None
-    if attention_mask is not None:
-        real = F.pad(attention_mask.bool(), (0, canvas.shape[1] - attention_mask.shape[1]), value=True)
-        position_ids, seen = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]  # [B, 1, 1, P+L], for every head and query
-    if cache is None:
-        states = model.get_decoder()(canvas, seen, position_ids, use_cache=False).last_hidden_state
-    else:
-        states, read_at = cache.run(model.get_decoder(), canvas, seen, position_ids, read_at)
-    return states.take_along_dim(read_at.view(-1, read_at.shape[-1], 1), 1)
-
-
-@parallel.as_forward
+@parallel.as_forward  # that is when weights that are divided among GPUs come together
 def predict_logits(model, canvas, attention_mask=None, positions=None, cache=None):
     """One forward pass: logits of the token at each position, given all unmasked tokens left and right of it.
 
-    canvas: long [B, P+L]. attention_mask: [B, up to P+L], 0 at left padding; columns beyond it, and all if None, are real.
+    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond it, and all if None, are real.
     positions: long [n] or [B, n], the columns to predict, the only ones the output head runs on; None for all.
     cache: a KeyValueCache of earlier passes over this canvas; `positions` must lie in its window.
     Returns float32 [B, n, V]. Rows do not depend on their padding: positions are counted from the first real token.
     """
     return model.get_output_embeddings()(hidden_states(model, canvas, attention_mask, positions, cache)).float()
+
+
+def hidden_states(model, canvas, attention_mask=None, positions=None, cache=None):
+    """predict_logits without its output head: the last hidden states from which `positions` are predicted, [B, n, H]."""
+    columns = torch.arange(canvas.shape[1], device=canvas.device)
+    read_at = columns if positions is None else positions
+    read_at = (read_at - 1).clamp(min=0) if model.config.logit_shift else read_at  # Dream's are read one to the left
+    position_ids, visible = columns[None], None
+    if attention_mask is not None:
+        real = F.pad(attention_mask.bool(), (0, canvas.shape[1] - attention_mask.shape[1]), value=True)
+        position_ids, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]  # [B, head, query, P+L]
+    if cache is None:
+        states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
+    else:
+        states, read_at = cache.run(model.get_decoder(), canvas, visible, position_ids, read_at)
+    return states.take_along_dim(read_at.view(-1, read_at.shape[-1], 1), 1)
 
 
 def as_reference(model):
@@ -238,7 +230,7 @@ class Rollout:
     prompt: Tensor  # long [B, P], as given
     attention_mask: Optional[Tensor]  # [B, P], as given
     completion: Tensor  # long [B, L]
-    written_at: Tensor  # long [B, L]: the step that wrote each token, so that the canvas x_t masks written_at >= t
+    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T for EOS filled in. x_t masks written_at >= t
     steps: Tensor  # long [B]: denoising steps taken, at most T
     guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
     confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when proposed, else 0
@@ -302,9 +294,10 @@ def generate(
         raise InputError(f"remasking {remasking!r}, cache {cache!r}: must be low_confidence or random; none, prefix or dual")
     P, device, step, path = prompt.shape[1], prompt.device, 0, []  # path: (guess, confidence) of every step
     canvas = F.pad(prompt, (0, gen_length), value=mask_id)  # [B, P+L]
-    written_at, taken = torch.full_like(canvas, steps), torch.zeros_like(canvas[:, 0])  # never written: T
+    written_at = torch.full_like(canvas, steps)  # T: never written
+    taken = torch.zeros_like(canvas[:, 0])
 
-    def policy_logits(x, columns, prompt_shown=True):  # [b, n, V] of the sampling policy
+    def policy_logits(x, columns, prompt_shown=True):  # [b, n, V] of the sampling policy; mask and caches are the block's
         logits = predict_logits(model, x, mask, columns, caches["model", prompt_shown])
         if reference_weight:
             with as_reference(reference):
@@ -316,16 +309,17 @@ def generate(
         first, last = P + start, P + start + block_length  # the columns of the current block
         done = torch.isin(canvas[:, P:first], eos).any(1)
         canvas = canvas.masked_fill(done[:, None] & (canvas == mask_id), eos[0])
-        live = (~done).nonzero().flatten()  # [b], the rows to go on with; the host waits for the device here alone
+        live = (~done).nonzero().flatten()  # [b], the rows to go on with. Only here does the host wait for the device
         if parallel.all_done(not len(live), model):
             break
         live = live if len(live) else torch.zeros_like(taken[:1])
         x, when, mask = canvas[live], written_at[live], None if attention_mask is None else attention_mask[live]
-        window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else last)  # computed at every step
+        end = x.shape[1] if trajectory else last  # of the columns to predict
+        window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else end)
         caches = collections.defaultdict(lambda: None if cache == "none" else KeyValueCache(window))  # noqa: B023
-        # The masked columns from left to right, [b, n]: nothing else needs logits. All rows have equally many.
-        columns = torch.arange(first, x.shape[1] if trajectory else last, device=device).expand(len(live), -1)
-        beyond = columns.shape[1] - block_length  # how many of them lie right of the block
+        # The columns still masked, from left to right: [b, n]. Nothing else needs logits. Every row writes `count` of them a
+        # step, so n is the same for all rows; only with a threshold do some rows run ahead and hold written ones as well.
+        columns = torch.arange(first, end, device=device).expand(len(live), -1)
         for passed, count in enumerate(counts):
             if refresh_every and passed % refresh_every == 0:
                 caches.clear()
@@ -337,7 +331,7 @@ def generate(
             proposal, confidence = propose(logits, temperature, generator)  # [b, n]
 
             seen = x.gather(1, columns)
-            masked = seen == mask_id  # false only where a threshold has let a row run ahead of the others
+            masked = seen == mask_id
             score = confidence if remasking == "low_confidence" else torch.rand(seen.shape, generator=generator, device=device)
             score = score.masked_fill(~masked | (columns >= last), -torch.inf)
             rank = score.argsort(stable=True, descending=True).argsort()
@@ -353,12 +347,13 @@ def generate(
             closed, n = write | ~masked, columns.shape[1] - count
             if threshold < 1:
                 n = int((~closed).sum(1).max())
-                if parallel.all_done(n == beyond, model):
+                if parallel.all_done(n == end - last, model):  # the block is full
                     break
             columns = columns.gather(1, closed.byte().argsort(stable=True)[:, :n])
         canvas[live], written_at[live], taken[live] = x, when, step
-    path += [(canvas[:, P:], torch.zeros(canvas[:, P:].shape, device=device))] * (steps - len(path)) * trajectory
-    kept = [torch.stack(parts, 1) for parts in zip(*path)]
+    if trajectory:  # steps that were not needed
+        path += [(canvas[:, P:], torch.zeros(canvas[:, P:].shape, device=device))] * (steps - len(path))
+    kept = [torch.stack(parts, 1) for parts in zip(*path)]  # none without a trajectory
     return Rollout(prompt, attention_mask, canvas[:, P:], written_at[:, P:], taken, *kept)
 
 
@@ -372,23 +367,23 @@ class View(NamedTuple):
     """One forward pass of an estimate of log p(o|q)."""
 
     hidden: Tensor  # bool [B, P+L]: what the model sees as masks
-    target: Tensor  # long [B, L]: the completion, shown where it is not hidden
-    weight: Tensor  # float [B, L]: how often the log-probability of each token counts
+    target: Tensor  # long [B, L]: what is scored, the completion or (wd1++) a guess; shown where it is not hidden
+    weight: Tensor  # float [B, L]: how much the log-probability of each token counts
 
 
-LOGITS = 2**24  # the most logits held at a time: 64 MB in float32
+MAX_LOGITS = 2**24  # the most held at a time: 64 MB in float32
 
 
 def chunked_log_probs(head, states, target):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
-    Logits are V times as large as what comes of them (LLaDA: 130 MB for 256 tokens, several times over). So they are
-    computed a chunk of tokens at a time, and once more in the backward pass instead of being kept.
+    That is V logits for one number, and backward would keep several copies (LLaDA: 130 MB each for 256 tokens). So they
+    are computed a chunk of tokens at a time, and once more in the backward pass.
     """
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
 
-    chunk = max(LOGITS // head.out_features, 1)
+    chunk = max(MAX_LOGITS // head.out_features, 1)
     *chunks, last = zip(states.split(chunk), target.split(chunk))
     kept = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]
     return torch.cat([*kept, score(*last)])  # backward begins with the last chunk, which may as well be kept
@@ -398,7 +393,8 @@ def chunked_log_probs(head, states, target):
 def token_log_probs(model, prompt, view, attention_mask=None):
     """log p(target_i | q, what the view shows) where the view's weight is not 0, elsewhere 0: float [B, L], with gradient."""
     canvas = torch.cat([prompt, view.target], dim=1).masked_fill(view.hidden, model.config.mask_token_id)
-    positions, scored = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device), view.weight != 0
+    scored = view.weight != 0  # [B, L]
+    positions = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device)
     states = hidden_states(model, canvas, attention_mask, positions)  # [B, L, H]
     log_probs = chunked_log_probs(model.get_output_embeddings(), states[scored], view.target[scored])
     return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, log_probs)
@@ -493,7 +489,7 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
         sum_t sum_{i written at t} log p(o_i | q, x_t)
 
     For wd1++ (guesses=True) each view stands alone and scores the sampler's full guess x0_t at all hidden tokens S_t, with
-    c_k the probability the sampler gave the token (or 1, without confidence_factor):
+    c_k the model's probability of the token when it was proposed (or 1, without confidence_factor):
 
         L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|
     """
@@ -513,7 +509,8 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 # The policy that maximises E[A] - lambda KL(pi || pi_old) is proportional to pi_old(o|q) exp(psi A(o)). On pi_old's own
 # samples that is the softmax of psi A, so fitting pi to it means maximising sum w+ log p. The same argument with -A gives
 # the policy to stay away from, and w-. With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b,
-# b = beta / (lambda + beta): sample from that (`generate`'s reference_weight) and weigh as before.
+# b = beta / (lambda + beta): sample from that (`generate`'s reference_weight) and weigh as before. wd1-positive, for
+# comparison, drops w-. wd1++ takes all T guesses x0_t of the G samplings of a prompt as its group.
 
 
 def advantages(rewards):
@@ -566,13 +563,7 @@ def set_up(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
-    prompts = encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids
-    longest, limit = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths), model.config.max_position_embeddings
-    if longest > limit:
-        raise InputError(
-            f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "
-            "--eval_lengths, or leave out the long problems"
-        )
+    check_lengths(config, encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids, model.config)
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from extras.lora import add_adapters
 
@@ -580,7 +571,7 @@ def set_up(config):
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta and not config.eval_only else None
-    for network in {model, reference} - {None}:
+    for network in dict.fromkeys([model, reference or model]):  # each once, in the same order on every rank
         if config.shard:
             parallel.shard(network, config.device, getattr(torch, config.dtype))
         if config.compile:
@@ -598,26 +589,27 @@ def encode(tokenizer, prompts, **layout):
 
 
 def sample(model, tokenizer, prompts, config, gen_length, steps, seed=(), **options) -> Rollout:
-    """A completion for each prompt, `rollout_batch_size` at a time, each rank its share. The options are those of `generate`.
+    """A completion for each prompt, at most `rollout_batch_size` at a time. The options are those of `generate`.
 
-    Draws depend on `seed` (numbers) and on a completion's place in `prompts`, not on which rank makes it.
+    Each rank does its share; draws depend on `seed` (numbers) and on which prompts are sampled together.
     """
     batch = encode(tokenizer, prompts, padding=True, padding_side="left", return_tensors="pt").to(config.device)
     mask = None if batch.attention_mask.all() else batch.attention_mask
     options |= dict(gen_length=gen_length, steps=steps, block_length=min(config.block_length, gen_length))
     options |= dict(cache=config.cache, threshold=config.threshold)
+    share = math.ceil(len(prompts) / parallel.WORLD)
+    size = math.ceil(share / math.ceil(share / config.rollout_batch_size))  # parts as equal as can be
     model.eval()
 
     def part(first):
         rows, draws = slice(first, first + size), np.random.SeedSequence([*seed, first]).generate_state(1, np.uint64)
-        generator = torch.Generator(config.device).manual_seed(int(draws[0] >> 1))
+        generator = torch.Generator(config.device).manual_seed(int(draws[0]))
         padding = None if mask is None else mask[rows]
         rollout = generate(model, batch.input_ids[rows], attention_mask=padding, generator=generator, **options)
         return [None if tensor is None else tensor.cpu() for tensor in vars(rollout).values()]
 
-    size = min(config.rollout_batch_size, math.ceil(len(prompts) / parallel.WORLD))
-    fields = zip(*parallel.spread(part, range(0, len(prompts), size)))
-    return Rollout(*(None if field[0] is None else torch.cat(field).to(config.device) for field in fields))
+    parts = zip(*parallel.spread(part, range(0, len(prompts), size)))
+    return Rollout(*(None if tensors[0] is None else torch.cat(tensors).to(config.device) for tensors in parts))
 
 
 def decode(model, tokenizer, tokens):
@@ -645,17 +637,17 @@ def collect(model, tokenizer, reference, rows, config, seed):
     texts, rewards = score(rollout.completion, 1)
     judged = score(rollout.guesses.flatten(0, 1), config.diffusion_steps)[1] if stepwise else rewards
     w_plus, w_minus = group_weights(judged, psi=1 / (config.lam + config.beta))
-    w_minus = w_minus * (config.objective != "wd1-positive")
+    if config.objective == "wd1-positive":
+        w_minus = torch.zeros_like(w_minus)
     return rollout, texts, rewards, (w_plus.view(len(rows), -1), w_minus.view(len(rows), -1))
 
 
 def draw_views(config, model_config, rollout):
     """The forward passes of one gradient step, with fresh masks: [(column of the weights, View)]."""
     grpo, pair = config.objective == "diffu-grpo", (rollout.prompt, rollout.completion)
-    T = config.diffusion_steps if config.objective == "wd1++" else int(rollout.steps.max())
-    steps = torch.randperm(T)[: config.mc_samples].tolist()  # only for estimates along the path
     shared = dict(group_size=config.num_generations if config.shared_masks else 1)
     if config.objective == "wd1++":  # a random few of the T terms of the loss, not scaled up
+        steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()
         return list(zip(steps, path_views(model_config, rollout, steps, True, config.confidence_factor)))
     if grpo or config.likelihood == "one_step":
         options = dict(mc_samples=1 if grpo else config.mc_samples, prompt_mask_prob=config.prompt_mask_prob, **shared)
@@ -664,6 +656,7 @@ def draw_views(config, model_config, rollout):
         options = dict(mc_samples=config.mc_samples, complementary=config.complementary, **shared)
         views = elbo_views(model_config, *pair, **options)
     else:
+        steps = torch.randperm(int(rollout.steps.max()))[: config.mc_samples].tolist()
         views = path_views(model_config, rollout, steps)
     return [(0, view) for view in views]
 
@@ -672,44 +665,48 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
     """The mu gradient steps on a batch. Returns {"loss", "grad_norm"}, means, and "skipped", how many were not finite.
 
     Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum
-    multiplies by zero (a group with equal rewards) not at all: that changes memory and time, not the gradient.
+    multiplies by zero (a group with equal rewards) not at all: that changes memory and time, not the gradient (but for
+    the draws of LoRA's dropout).
     """
-    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+    trained = optimizer.param_groups[0]["params"]
     (w_plus, w_minus), grpo, taken = weights, config.objective == "diffu-grpo", []
     advantage = advantages(rewards).flatten()
-    signal = w_plus - w_minus  # [B, columns]
-    if grpo:
-        signal = advantage[:, None] if config.beta == 0 else torch.ones_like(signal)  # the KL term counts in every row
+    matters = w_plus != w_minus  # [B, columns]; other rows add nothing to the loss
+    if grpo:  # its KL term counts in every row
+        matters = (advantage != 0)[:, None] | (config.beta > 0)
 
-    def passes():  # of one update, with fresh masks: [(column of the weights, View, rows)]
-        views = draw_views(config, model.config, rollout)
-        needed = [(view.weight != 0).any(1) & (signal[:, column] != 0) for column, view in views]
-        size = config.micro_batch_size
+    def draw_passes():  # of one update: [(column of the weights, View, rows)], the rows in micro-batches
+        views, size = draw_views(config, model.config, rollout), config.micro_batch_size
+        needed = [matters[:, column] & (view.weight != 0).any(1) for column, view in views]
         return [(*view, rows) for view, mask in zip(views, needed) for rows in parallel.share(mask).split(size)]
 
     def log_probs(policy, view, rows):  # [b, L]
-        mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
-        return token_log_probs(policy, rollout.prompt[rows], View(*(part[rows] for part in view)), mask)
+        padding = None if rollout.attention_mask is None else rollout.attention_mask[rows]
+        return token_log_probs(policy, rollout.prompt[rows], View(*(part[rows] for part in view)), padding)
 
-    updates = [passes() for _ in range(config.num_iterations)]
-    with torch.no_grad():  # the policies that stay as they are
-        old = [[log_probs(model, view, rows) for _, view, rows in update] for update in updates] if grpo else None
+    @torch.no_grad()
+    def frozen(policy):  # of every pass, under a policy that stays as it is
+        return [[log_probs(policy, view, rows) for _, view, rows in passes] for passes in updates]
+
+    updates = [draw_passes() for _ in range(config.num_iterations)]
+    old = ref = frozen(model) if grpo else None
+    if grpo and reference:
         with as_reference(reference):
-            ref = [[log_probs(reference, *part) for _, *part in update] for update in updates] if grpo and reference else old
+            ref = frozen(reference)
     model.train()
-    for number, update in enumerate(updates):
+    for update, passes in enumerate(updates):
         optimizer.zero_grad()
         total = torch.zeros((), device=config.device)
-        for i, (column, view, rows) in enumerate(update):
-            parallel.last_pass(model, i + 1 == len(update))
+        for i, (column, view, rows) in enumerate(passes):
+            parallel.last_pass(model, i + 1 == len(passes))
             log_p = log_probs(model, view, rows)  # [b, L]
             if grpo:
                 counted = view.weight.bool()
-                terms = log_p, old[number][i], ref[number][i], advantage[rows], counted[rows]
+                terms = log_p, old[update][i], ref[update][i], advantage[rows], counted[rows]
                 loss = diffu_grpo_loss(*terms, config.epsilon, config.beta) * counted[rows].sum() / counted.sum()
             else:
                 log_p = (view.weight[rows] * log_p).sum(-1)  # [b], this view's part of log p(o|q)
-                # These rows posed as one group, over N: summed over rows and views it is wd1_loss of the whole batch.
+                # wd1_loss is linear in log p: these rows pass as one group, divided by the N it would average over.
                 loss = wd1_loss(log_p[None], w_plus[None, rows, column], w_minus[None, rows, column]) / len(rewards)
             loss.backward()
             total += loss.detach()
@@ -736,14 +733,14 @@ def train(config):
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
     state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
     state = run.restore(state, parameters, optimizer)
-    for network in {model, reference} - {None}:
+    for network in {model, reference or model}:
         network.get_decoder().register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
     run.start(state["steps"])
     started, failures = time.time() - state["seconds"], 0
     with autocast(config), signals_caught() as stop:
         if state["before"] is None:
             state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
-            run.log("metrics.jsonl", step=0, eval=state["before"])
+            run.record(0, {"eval": state["before"]})
             show(model, tokenizer, test_set[0], config, "before")
         numbers = range(state["steps"], config.max_steps)
         bar = tqdm(numbers, config.objective, config.max_steps, initial=state["steps"], disable=parallel.RANK > 0)
@@ -753,29 +750,24 @@ def train(config):
             problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
             rows = [problem for problem in problems for _ in range(config.num_generations)]
             rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config, (config.seed, step))
-            tokens_per_second = rollout.completion.numel() / (time.time() - begin)
+            speed = rollout.completion.numel() / (time.time() - begin)
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
-            for part in optimizer.param_groups:
-                part["lr"] = learning_rate
-            learned = learn(model, reference, optimizer, rollout, rewards, weights, config)
-            failures = failures + 1 if learned["loss"] is None else 0
+            optimizer.param_groups[0]["lr"] = learning_rate  # from the step's number alone
+            metrics = measure(model, config, rollout, texts, rewards, rows) | {"learning_rate": learning_rate}
+            metrics |= learn(model, reference, optimizer, rollout, rewards, weights, config)
+            failures = failures + 1 if metrics["loss"] is None else 0
             if failures == 3:
                 hint = f"{run.path}/checkpoint holds the last good weights, and a lower --learning_rate may help"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
-            metrics = {**measure(model, config, rollout, texts, rewards, rows), **learned, "learning_rate": learning_rate}
-            metrics["tokens_per_second"] = tokens_per_second
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
                 metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
             state.update(steps=step + 1, seconds=time.time() - started)
-            state["skipped_steps"] += learned["skipped"]
-            run.log("metrics.jsonl", step=step + 1, **metrics, seconds=state["seconds"], forward_passes=state["forward_passes"])
-            for text, reward in zip(texts, rewards[0].tolist()):
-                run.log("samples.jsonl", step=step + 1, prompt=rows[0]["prompt"], completion=text, reward=reward)
-            shown = {"reward": metrics["reward"], "accuracy": metrics["accuracy"], "loss": learned["loss"] or 0.0}
-            shown = {name: f"{value:.2f}" for name, value in {**shown, "held-out": state["after"]["accuracy"]}.items()}
-            bar.set_postfix({**shown, "tokens/s": f"{tokens_per_second:.0f}"})
-            stopped = not parallel.everywhere(not stop)
+            state["skipped_steps"] += metrics["skipped"]
+            metrics |= {"tokens_per_second": speed, "seconds": state["seconds"], "forward_passes": state["forward_passes"]}
+            run.record(step + 1, metrics, rows[0]["prompt"], zip(texts, rewards[0].tolist()))
+            bar.set_postfix(run.progress(metrics, state["after"]))
+            stopped = not parallel.everywhere(not stop)  # on any rank
             if done or stopped or (step + 1) % config.save_every == 0:
                 run.save(state, parameters, optimizer)
             if stopped and not done:
@@ -788,7 +780,7 @@ def train(config):
 
 
 def measure(model, config, rollout, texts, rewards, rows):
-    """What a step's samples were like: the means that metrics.jsonl records, and the share of groups that teach nothing."""
+    """What a step's samples were like: the means that metrics.jsonl records, and the share of groups with equal rewards."""
     return {
         "reward": rewards.mean().item(),
         "accuracy": fmean(parallel.spread(lambda i: TASKS[config.task].correct(texts[i], rows[i]), range(len(rows)))),
@@ -824,12 +816,13 @@ def evaluate_model(model, tokenizer, test_set, config):
     The first two are those of the length nearest to gen_length.
     """
     task, lengths = TASKS[config.task], {}
-    for length in sorted(config.eval_lengths, key=lambda length: -abs(length - config.gen_length)):  # the nearest last
+    for length in config.eval_lengths:
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        correct, reward = zip(*parallel.spread(lambda answer: (task.correct(*answer), task.reward(*answer)), answers))  # noqa: B023
-        nearest = lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
-    return {**nearest, "lengths": lengths}
+        correct, reward = zip(*parallel.spread(lambda answer: (task.correct(*answer), task.reward(*answer)), answers))
+        lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
+    nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
+    return {**lengths[str(nearest)], "lengths": lengths}
 
 
 def evaluate(config):
@@ -846,7 +839,7 @@ def evaluate(config):
 
 
 def main(argv=None):
-    """Runs the program; returns its exit code: 0, 1 for a run that diverged, 2 for input that cannot be used."""
+    """Runs the program; returns its exit code: 0, 1 for a run that could not go on, 2 for input that cannot be used."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries, not for the user
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

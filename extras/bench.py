@@ -9,6 +9,7 @@ Writes a JSON file and a picture.
 """
 
 import argparse
+import copy
 import functools
 import importlib.util
 import json
@@ -73,6 +74,7 @@ def plain_generate(model, prompt, gen_length, steps, block_length, temperature):
         for step in range(per_block):
             count = block_length // per_block + (step < block_length % per_block)
             logits = model(canvas).logits
+            logits[..., mask_id] = -torch.inf
             noise = -(-torch.rand_like(logits, dtype=torch.float64).log()).log()
             proposal = (logits.double() / temperature + noise).argmax(-1) if temperature else logits.argmax(-1)
             confidence = logits.float().softmax(-1).gather(-1, proposal[..., None])[..., 0]
@@ -111,16 +113,16 @@ def peer_generate(directory):
 # -------------------------------------------------------------------------------------------------------------- measuring
 
 
-def alternate(functions, rounds, device="cpu"):
-    """{name: seconds of each of `rounds` calls}, after a call of each that does not count; the functions take turns."""
+def alternate(functions, rounds, device="cpu", warm_up=True):
+    """{name: seconds of each of `rounds` calls}, after one of each that does not count; the functions take turns."""
     seconds = {name: [] for name in functions}
-    for turn in range(rounds + 1):
+    for turn in range(-warm_up, rounds):
         for name, function in functions.items():
             wait(device)
             begin = time.perf_counter()
             function()
             wait(device)
-            if turn:
+            if turn >= 0:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds
 
@@ -173,8 +175,11 @@ def bench_sampling(model, device, batch, prompt_length, gen_length, steps, block
         functions["peer: LLaDA's generate"] = lambda: peer(model, prompt, **shape)
     norm = model.get_decoder().norm.weight
     blunt = norm.detach().clone()
+    once = dict(gen_length=block_length, steps=1, block_length=block_length)
+    wd1.generate(model, prompt, **once)  # warm up; a whole sample of each on a CPU would take minutes
+    timed = functools.partial(alternate, rounds=rounds, device=device, warm_up=device != "cpu")
     with full_length(model):
-        rows = lines(alternate(functions, rounds, device), "plain")
+        rows = lines(timed(functions), "plain")
         for _ in range(20):  # sharpen the model until a step writes about three tokens instead of two
             norm.data.mul_(1.3)
             taken = wd1.generate(model, prompt, **shape, threshold=0.9, cache="dual").steps.float().mean().item()
@@ -182,11 +187,11 @@ def bench_sampling(model, device, batch, prompt_length, gen_length, steps, block
                 break
         fast = {"threshold 0.9": dict(threshold=0.9), "dual cache, threshold 0.9": dict(threshold=0.9, cache="dual")}
         sharp = samplers({"exact": {}, **fast})
-        rows += lines(alternate(sharp, rounds, device), "exact", rows[1]["speed"], denoising_steps=taken)[1:]
+        rows += lines(timed(sharp), "exact", rows[1]["speed"], denoising_steps=taken)[1:]
         norm.data.copy_(blunt)
     hook = ending_in(model, prompt_length + gen_length // 4 - 1)
     functions = {"plain, ends in a quarter": functions["plain"], "exact, ends in a quarter": functions["exact"]}
-    rows += lines(alternate(functions, rounds, device), "plain, ends in a quarter")
+    rows += lines(timed(functions), "plain, ends in a quarter")
     hook.remove()
     return rows
 
@@ -229,7 +234,11 @@ def one_update(model, device, config, batch, reference=None):
 
 
 def bench_update(model, device, rounds, dtype="float32", prompt_length=64, gen_length=128, groups=1, group=6, reference=None):
-    """Rows of one gradient step on the same samples: plain, wd1, diffu-GRPO (with its old and reference passes)."""
+    """Rows of one gradient step on the same samples: plain, wd1, diffu-GRPO (with its old and reference passes).
+
+    reference: None for a copy of the model; a LoRA model is its own.
+    """
+    reference = reference or copy.deepcopy(model)
     size = dict(batch_size=groups * group, num_generations=group, gen_length=gen_length, micro_batch_size=group)
     wd1_config, grpo = settings(device, dtype, **size), settings(device, dtype, objective="diffu-grpo", **size)
     batch = make_batch(model, device, groups, group, prompt_length, gen_length, wd1_config)
@@ -254,9 +263,10 @@ class Chance:
 
 
 def bench_step(model, tokenizer, device, rounds, dtype="float32", reference=None, **size):
-    """Rows of one whole RL step, sampling and one gradient step, with the forward passes counted."""
+    """Rows of one whole RL step, sampling and one gradient step, with the forward passes counted. reference: as there."""
     TASKS["chance"], passes = Chance(), []
-    hook = model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    reference = reference or copy.deepcopy(model)
+    hooks = [network.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1)) for network in {model, reference}]
     objectives = {"wd1": {}, "wd1++": dict(mc_samples=4, block_length=size["gen_length"]), "diffu-GRPO": {}}
     functions, counts = {}, {}
     for name, options in objectives.items():
@@ -275,7 +285,8 @@ def bench_step(model, tokenizer, device, rounds, dtype="float32", reference=None
         functions[name] = run
     with full_length(model):
         seconds = alternate(functions, rounds, device)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     del TASKS["chance"]
     return [row(name, taken, seconds["diffu-GRPO"], forward_passes=counts[name]) for name, taken in seconds.items()]
 
@@ -405,9 +416,9 @@ def main():
     for name, value in result["memory"].items():
         print(f"| {name} | {value:.0f} |")
     model, tokenizer = build("mid")
-    size = dict(batch=2, prompt_length=64, gen_length=128, steps=64, block_length=32)
+    size = dict(batch=4, prompt_length=128, gen_length=192, steps=96, block_length=32)
     result["sampling"] = bench_sampling(model, "cpu", **size, rounds=arguments.rounds, peer=peer)
-    show("sampling, mid-size, B 2, P 64, L 128, T 64, blocks of 32", result["sampling"], "plain")
+    show("sampling, mid-size, B 4, P 128, L 192, T 96, blocks of 32", result["sampling"], "plain")
     result["update"] = bench_update(model, "cpu", arguments.rounds)
     show("one gradient step, mid-size, 6 rows, P 64, L 128", result["update"], "diffu-GRPO")
     size = dict(gen_length=64, diffusion_steps=32, block_length=32, batch_size=4, num_generations=4, micro_batch_size=4)

@@ -85,20 +85,39 @@ def read_config(path):
     return FAMILIES[family], config
 
 
-def four_bits(device, dtype):
+def four_bits(path, device, dtype):
     """What from_pretrained needs to load linear layers in 4 bits (NF4, as QLoRA, arXiv 2305.14314), straight onto a device."""
+    if path.is_file():
+        raise InputError(f"--load_in_4bit: {path} has no weights; 4 bits are for those that are read from a checkpoint")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
     settings = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     return dict(quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, **settings), device_map={"": device})
 
 
+def read_tokenizer(path, config):
+    """The tokenizer of a checkpoint, read from its *files* with a stock class; AutoTokenizer would offer to run its code.
+
+    Completes the config from it: mask_token_id and eos_token_id.
+    """
+    with refusing(f"{path}: no readable tokenizer.json, or vocab.json with merges.txt"):
+        tokenizer = character_tokenizer(config) if path.is_file() else load_tokenizer(path)
+    for name in ("mask", "eos"):
+        if getattr(config, f"{name}_token_id") is None:
+            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+        ids = getattr(config, f"{name}_token_id")
+        ids = ids if isinstance(ids, list) else [ids]
+        if not ids or not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
+            raise InputError(f"{path}: no {name} token: no fit {name}_token_id in config.json, nor one in the tokenizer")
+    return tokenizer
+
+
 def load_tokenizer(path):
-    """Reads the tokenizer's *files* with a stock class; AutoTokenizer would offer to run the checkpoint's own."""
+    """The tokenizer in a directory; Dream's own class is Qwen2's."""
     fast = (path / "tokenizer.json").is_file()
     for name in () if fast else ("vocab.json", "merges.txt"):
         (path / name).stat()  # raises if it is missing
-    stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer  # Dream's is Qwen2's
+    stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer
     tokenizer = stock.from_pretrained(path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer

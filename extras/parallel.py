@@ -2,7 +2,8 @@
 
 Every process ("rank") does its share of the sampling and then holds the whole batch of completions, a few kilobytes. So
 all of them compute the same weights and draw the same masks, and each learns from its share of the rows; the gradients are
-summed once per update. The number of ranks changes the time a step takes and nothing else.
+summed once per update. The number of ranks changes the time a step takes and nothing else, as long as the parts in which
+completions are sampled stay the same (--rollout_batch_size at most a rank's share) and nothing is dropped out.
 """
 
 import datetime

@@ -126,11 +126,18 @@ class RunDirectory:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             replace(file, lambda path: path.write_text("".join(kept)))  # noqa: B023
 
-    def log(self, name, **line):
-        """Appends a line to metrics.jsonl or samples.jsonl."""
+    def record(self, step, metrics, prompt=None, samples=()):
+        """Appends a line to metrics.jsonl, and to samples.jsonl one for each (completion, reward)."""
         if RANK == 0:
-            with (self.path / name).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            samples = [dict(step=step, prompt=prompt, completion=text, reward=reward) for text, reward in samples]
+            for name, lines in (("samples.jsonl", samples), ("metrics.jsonl", [{"step": step, **metrics}])):
+                with (self.path / name).open("a") as file:
+                    file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def progress(self, metrics, evaluation):
+        """The figures that stand behind the progress bar."""
+        shown = {name: metrics[name] or 0.0 for name in ("reward", "accuracy", "loss")} | {"held-out": evaluation["accuracy"]}
+        return {name: f"{value:.2f}" for name, value in shown.items()} | {"tokens/s": f"{metrics['tokens_per_second']:.0f}"}
 
     def write_json(self, name, content):
         replace(self.path / name, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))

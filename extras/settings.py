@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from extras.parallel import WORLD
 from rewards import TASKS, InputError, refusing
 
 MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
@@ -28,6 +29,8 @@ def check(config):
     size, group = config.batch_size, config.num_generations
     if size % group or group < 2:
         raise InputError(f"--batch_size {size} does not fill groups of --num_generations {group} (at least 2 in each)")
+    if size // group % WORLD:
+        raise InputError(f"--batch_size {size} is no multiple of {group * WORLD}, a group for each of {WORLD} processes")
     stepwise = config.objective == "wd1++" or (config.likelihood == "trajectory" and config.objective != "diffu-grpo")
     if stepwise and config.mc_samples > config.diffusion_steps:
         raise InputError(f"--mc_samples {config.mc_samples}: there are only --diffusion_steps {config.diffusion_steps}")
@@ -54,6 +57,16 @@ def check(config):
     if config.dtype == "auto":
         config.dtype = "bfloat16" if config.device.startswith("cuda") else "float32"
     config.output_dir = config.output_dir or default_output_dir(config)
+
+
+def check_lengths(config, prompts, model_config):
+    """Refuses prompts (lists of tokens) that leave no room for the completions."""
+    longest, limit = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
+    if longest > limit:
+        raise InputError(
+            f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "
+            "--eval_lengths, or leave out the long problems"
+        )
 
 
 def eval_steps(length):
