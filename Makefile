@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint variance clean
+.PHONY: demo test lint variance bench approximate clean
 
 demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train it with wd1, show before and after
 	rm -rf runs/demo
@@ -16,6 +16,12 @@ lint: .venv/ready  ## style, and the width of lines
 
 variance: .venv/ready  ## the README's table of what each way to draw masks does to the variance
 	$(RUN) -m extras.variance
+
+bench: .venv/ready  ## the README's tables and picture of speed and memory, against a plain implementation
+	$(RUN) -m extras.bench
+
+approximate: .venv/ready  ## the README's table of what caches and a threshold cost and save, on the demo
+	$(RUN) -m extras.approximate
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

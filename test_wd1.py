@@ -8,12 +8,14 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1153,7 +1155,15 @@ def run(tmp_path, model=None, out="run", **options):
     """Runs the program in this process: (exit code, run directory)."""
     model = str(model or HERE / "tiny_config.json")
     options = {**FAST, "task": "sudoku", "model": model, "output_dir": tmp_path / out, "device": "cpu", **options}
-    return wd1.main(arguments(**options)), tmp_path / out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards.Sudoku, "problems", few_problems)
+        patch.setattr(wd1, "plot_runs", lambda runs, out: Path(out).touch())  # a second each; a test of the whole program draws it
+        return wd1.main(arguments(**options)), tmp_path / out
+
+
+def few_problems(self, split, seed, blanks):
+    """Sixty puzzles instead of 20,000, which take a second to make."""
+    return self.puzzles(split, np.random.default_rng([seed, split == "test"]), blanks, 60)
 
 
 def metrics(directory):
@@ -1282,6 +1292,27 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
     assert not list(parts.rglob("*.tmp")) and not list(parts.rglob("unfinished"))
 
 
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 300), lambda file: os.truncate(file, 0), Path.unlink], ids=["cut", "empty", "gone"])
+def test_a_damaged_checkpoint_is_named(tmp_path, capsys, damage):
+    _, directory = run(tmp_path, save_every=1)
+    assert len(list((directory / "checkpoint").iterdir())) == 2, "the newest and the one before it"
+    [file] = directory.glob("checkpoint/step-0000002/*.safetensors")
+    damage(file)
+    code, _ = run(tmp_path, resume=True, max_steps=3, save_every=1)
+    assert code == 2 and "step-0000002 cannot be read" in (error := capsys.readouterr().err) and "Traceback" not in error
+    shutil.rmtree(file.parent)
+    assert run(tmp_path, resume=True, max_steps=3, save_every=1)[0] == 0 and metrics(directory)[-1]["step"] == 3
+
+
+def test_without_padding_no_attention_mask_is_made(model, monkeypatch):
+    masks, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, attn_mask=None, **options: (
+        masks.append(attn_mask), attention(*args, attn_mask=attn_mask, **options))[1])  # fmt: skip
+    for cache in ("none", "dual"):
+        wd1.generate(model, prompts(), gen_length=8, steps=4, block_length=4, cache=cache)
+    assert masks and all(mask is None for mask in masks)
+
+
 def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
     """The loop as a whole: more even characters after 15 steps. (wd1-positive only imitates itself, and is slower.)"""
     rewarded(monkeypatch)
@@ -1354,7 +1385,7 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, 
      (dict(max_steps="many"), "invalid int value"), (dict(eval_lengths=4000), "the model allows 1024"), (dict(likelihood="elbo", mc_samples=3, complementary=True), "must be even"),
      (dict(model="nowhere/at/all"), "no such directory"), (dict(data="none.csv"), "there is no such file"), (dict(blanks=13), "--blanks 13"),
      (dict(resume=True), "no run to go on with"), (dict(lam=0), "both 0"), (dict(seed=2**63), "--seed"), (dict(prompt_mask_prob=2.0), "at most 1"),
-     (dict(load_in_4bit=True), "--lora_rank above 0"), (dict(load_in_4bit=True, lora_rank=2), "has no weights"),
+     (dict(load_in_4bit=True), "--lora_rank above 0"), (dict(load_in_4bit=True, lora_rank=2, shard=True), "exclude each other"), (dict(load_in_4bit=True, lora_rank=2), "has no weights"),
      (dict(threshold=0.0), "--threshold 0.0"), (dict(threshold=1.5), "--threshold 1.5"), (dict(cache="all"), "invalid choice: 'all'"),
      (dict(shard=True), "start them with torchrun"), (dict(shard=True, dry_run=True), "leave out --shard"),
      (dict(resume=True, eval_only=True), "--eval_only"), (dict(likelihood="trajectory", mc_samples=5), "only --diffusion_steps 4"), (dict(device="quantum"), "--device quantum")],
@@ -1398,6 +1429,7 @@ def test_the_program_as_a_command(tmp_path):
     resume = [*command[:2], "--resume", "--output_dir", str(tmp_path / "run"), "--max_steps", str(done + 1)]
     finished = subprocess.run(resume, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0 and "after: accuracy" in finished.stdout, finished.stderr
+    assert (tmp_path / "run/curve.png").read_bytes().startswith(b"\x89PNG")
     helped = subprocess.run([*command[:2], "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert helped.returncode == 0 and "--num_generations" in helped.stdout
 
@@ -1413,8 +1445,6 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     assert wd1.load_model(directory)[0].config.mask_token_id == 1
     with pytest.raises(pytest.fail.Exception):
         tiny.tiny_base(seed=1, blanks=6)
-    import numpy as np
-
     held_out = {grid for grid in rewards.solved_grids() if TASKS["sudoku"].is_test({"solution": grid})}
     texts = [text for _, text in tiny.corpus(np.random.default_rng(0), 6, 400, 0.4)]
     assert 20 < len(held_out) and not {text[len("<answer>") :][:16] for text in texts} & held_out
@@ -1499,6 +1529,7 @@ def test_the_benchmark_measures_what_it_says(tmp_path, model, monkeypatch):
         assert wd1.generate(model, prompt, **shape).completion.tolist() == want
     assert bench.plain_generate(model, prompt, **shape, temperature=0).tolist() == want
     gap, completion = torch.tensor([0.5, -0.2, 0.3]), torch.tensor(want)
+    model.zero_grad()
     bench.plain_update(model, prompt, completion, gap)
     got = [weight.grad for weight in model.parameters()]
     view = wd1.View(F.pad(torch.ones(3, 8), (4, 0)).bool(), completion, torch.ones(3, 8))
@@ -1526,9 +1557,10 @@ WORKER = f"""
 import os, pathlib, sys
 sys.path.insert(0, {str(HERE)!r})
 import torch
-import extras.lora, rewards, wd1
+import extras.lora, rewards, test_wd1, wd1
 torch.set_num_threads(1)
 pathlib.Path("pid" + os.environ.get("RANK", "")).write_text(str(os.getpid()))
+rewards.Sudoku.problems = test_wd1.few_problems
 rewards.Sudoku.reward = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)
 LoraConfig = extras.lora.LoraConfig
 extras.lora.LoraConfig = lambda **options: LoraConfig(**dict(options, lora_dropout=0.0))  # dropout draws differ by rank
@@ -1555,7 +1587,8 @@ PARALLEL = dict(FAST, batch_size=8, max_steps=2, eval_every=0, temperature=1.0, 
 def test_two_processes_do_what_one_does(tmp_path):
     """The same batches give the same weights (1e-5) in one process, in two, and in two that share the weights (FSDP2),
     and a run goes on with another number of processes. LoRA, a reference and a tied head included."""
-    variants = {"data": {}, "shard": dict(shard=True, beta=0.1), "lora": dict(lora_rank=2, beta=0.5, threshold=0.05, cache="dual")}
+    variants = {"data": {}, "shard": dict(shard=True, beta=0.1), "lora": dict(lora_rank=2, beta=0.5),
+                "fast": dict(shard=True, threshold=0.05, cache="dual")}  # fmt: skip
     two = [arguments(**{**PARALLEL, **options, "output_dir": name}) for name, options in variants.items()]
     two += [arguments(**{**PARALLEL, "output_dir": "shrinks", "max_steps": 1, "shard": True})]
     one = [arguments(**{**PARALLEL, **options, "shard": None, "output_dir": name + "-alone"}) for name, options in variants.items()]

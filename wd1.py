@@ -27,7 +27,8 @@ rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entr
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku       the real thing: one 80 GB GPU
         with --load_in_4bit --gradient_checkpointing                    one 24 GB GPU
     torchrun --nproc_per_node 8 wd1.py ...                              eight GPUs; --shard --lora_rank 0 trains all weights
-    torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 wd1.py ...     on each of two nodes
+    torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 wd1.py --batch_size 96 ...
+                                                                        on each of two nodes, which share --output_dir
     python wd1.py --help                                                every setting, with its meaning
 """
 
@@ -210,7 +211,7 @@ def hidden_states(model, canvas, attention_mask=None, positions=None, cache=None
         states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     else:
         states, read_at = cache.run(model.get_decoder(), canvas, visible, position_ids, read_at)
-    return states.take_along_dim(read_at.view(-1, read_at.shape[-1], 1), 1)
+    return states.take_along_dim(torch.atleast_2d(read_at)[..., None], 1)
 
 
 def as_reference(model):
@@ -312,7 +313,7 @@ def generate(
         live = (~done).nonzero().flatten()  # [b], the rows to go on with. Only here does the host wait for the device
         if parallel.all_done(not len(live), model):
             break
-        live = live if len(live) else torch.zeros_like(taken[:1])
+        live = live if len(live) else torch.zeros_like(taken[:1])  # for other ranks: nothing is left to write
         x, when, mask = canvas[live], written_at[live], None if attention_mask is None else attention_mask[live]
         end = x.shape[1] if trajectory else last  # of the columns to predict
         window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else end)
@@ -350,7 +351,7 @@ def generate(
                 if parallel.all_done(n == end - last, model):  # the block is full
                     break
             columns = columns.gather(1, closed.byte().argsort(stable=True)[:, :n])
-        canvas[live], written_at[live], taken[live] = x, when, step
+        canvas[live], written_at[live], taken[live] = x, when, torch.where(done[live], taken[live], step)
     if trajectory:  # steps that were not needed
         path += [(canvas[:, P:], torch.zeros(canvas[:, P:].shape, device=device))] * (steps - len(path))
     kept = [torch.stack(parts, 1) for parts in zip(*path)]  # none without a trajectory
@@ -563,7 +564,7 @@ def set_up(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
-    check_lengths(config, encode(tokenizer, [*train_set["prompt"], *test_set["prompt"]]).input_ids, model.config)
+    check_lengths(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids, model.config)
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from extras.lora import add_adapters
 
@@ -722,7 +723,8 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
 def train(config):
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json.
 
-    On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit.
+    On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit (torchrun by default waits only
+    30 s for that: raise its --shutdown-timeout).
     """
     check(config)
     parallel.start(config.device)

@@ -1,7 +1,8 @@
 """How fast, and in how much memory: wd1.py beside a plain implementation of the published sampler and update.
 
-    make bench                                         # about a quarter of an hour on two cores
+    make bench                                         # about 25 minutes on two cores
     python -m extras.bench --peer DIR                  # and beside the `generate` of a checkout of LLaDA's repository
+    python -m extras.bench --only step --rounds 4      # one part of it
 
 One run on one machine; what is compared takes turns, so that a busy machine slows all of it; medians, with the fastest and
 slowest. Weights are random: time and memory do not depend on them, except for a threshold's, which is said where it matters.
@@ -393,53 +394,78 @@ def draw(result, out):
     figure.savefig(out)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="a local checkout of LLaDA's repository, to be timed as well")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default="runs/bench", help="path of the .json and .png, without the ending")
-    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.memory:
-        print(json.dumps(memory_rows(memory_cases())))
-        return
-    peer, out = peer_generate(arguments.peer) if arguments.peer else None, Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Memory in a process of its own, whose allocator gives back at once what is freed.
-    command, environment = [sys.executable, "-m", "extras.bench", "--memory"], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    memory = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    if memory.returncode:
-        raise SystemExit(memory.stderr)
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    result["memory"] = json.loads(memory.stdout.splitlines()[-1])
+def memory_part(result, rounds, peer):
+    """In a process of its own, whose allocator gives back at once what is freed."""
+    command, environment = [sys.executable, "-m", "extras.bench", "--in_this_process"], {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result["memory"] = json.loads(done.stdout.splitlines()[-1])
     print("| update, peak memory above the weights | MB |\n|---|---|")
     for name, value in result["memory"].items():
         print(f"| {name} | {value:.0f} |")
-    model, tokenizer = build("mid")
+
+
+def sampling_part(result, rounds, peer):
     size = dict(batch=4, prompt_length=128, gen_length=192, steps=96, block_length=32)
-    result["sampling"] = bench_sampling(model, "cpu", **size, rounds=arguments.rounds, peer=peer)
+    result["sampling"] = bench_sampling(build("mid")[0], "cpu", **size, rounds=rounds, peer=peer)
     show("sampling, mid-size, B 4, P 128, L 192, T 96, blocks of 32", result["sampling"], "plain")
-    result["update"] = bench_update(model, "cpu", arguments.rounds)
+
+
+def update_part(result, rounds, peer):
+    result["update"] = bench_update(build("mid")[0], "cpu", rounds)
     show("one gradient step, mid-size, 6 rows, P 64, L 128", result["update"], "diffu-GRPO")
+
+
+def step_part(result, rounds, peer):
     size = dict(gen_length=64, diffusion_steps=32, block_length=32, batch_size=4, num_generations=4, micro_batch_size=4)
-    result["step"] = bench_step(model, tokenizer, "cpu", max(arguments.rounds // 2, 1), **size)
+    result["step"] = bench_step(*build("mid"), "cpu", rounds, **size)
     show("one RL step, mid-size, a group of 4, L 64, T 32", result["step"], "diffu-GRPO")
-    result["growth"] = bench_growth(max(arguments.rounds // 2, 1))
+
+
+def growth_part(result, rounds, peer):
+    result["growth"] = bench_growth(rounds)
     for what in dict.fromkeys(line["grows"] for line in result["growth"]):
         lines = [line for line in result["growth"] if line["grows"] == what]
         lines = [line | {"name": f"{what} {line['value']}: {line['name']}"} for line in lines]
         show(f"small shape, as {what} grows", lines, "diffu-GRPO" if what == "G" else "plain")
-    speed = {line["name"]: line["speed"] for kind in ("sampling", "update") for line in result[kind]}
-    memory = result["memory"]
-    found = dict(zip(BARS, (
-        speed["exact"], speed["exact, ends in a quarter"], speed["dual cache"],
-        memory["mid: wd1, micro-batches of 1"] / memory["mid: plain"], speed["wd1"],
-    )))  # fmt: skip
+
+
+PARTS = {"memory": memory_part, "sampling": sampling_part, "update": update_part, "step": step_part, "growth": growth_part}
+
+
+def check_bars(result):
+    """Prints what was to be reached beside what was measured."""
+    speed, memory = {line["name"]: line["speed"] for part in ("sampling", "update") for line in result[part]}, result["memory"]
+    found = (speed["exact"], speed["exact, ends in a quarter"], speed["dual cache"],
+             memory["mid: wd1, micro-batches of 1"] / memory["mid: plain"], speed["wd1"])  # fmt: skip
+    result["bars"] = dict(zip(BARS, found))
     print("\n| bar, mid-size | needed | measured |\n|---|---|---|")
     for name, bar in BARS.items():
-        met = found[name] >= bar if bar > 0 else found[name] <= -bar
-        print(f"| {name} | {'at least' if bar > 0 else 'at most'} {abs(bar)} | {found[name]:.2f}{'' if met else ', MISSED'} |")
-    result["bars"] = found
+        value = result["bars"][name]
+        met = value >= bar if bar > 0 else value <= -bar
+        print(f"| {name} | {'at least' if bar > 0 else 'at most'} {abs(bar)} | {value:.2f}{'' if met else ', MISSED'} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="a local checkout of LLaDA's repository, to be timed as well")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", default="runs/bench", help="path of the .json and .png, without the ending")
+    parser.add_argument("--only", choices=PARTS, help="one part, printed and not written")
+    parser.add_argument("--in_this_process", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.in_this_process:
+        print(json.dumps(memory_rows(memory_cases())))
+        return
+    peer, out = peer_generate(arguments.peer) if arguments.peer else None, Path(arguments.out)
+    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    for part in [arguments.only] if arguments.only else PARTS:
+        PARTS[part](result, arguments.rounds, peer)
+    if arguments.only:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_bars(result)
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, out.with_suffix(".png"))
 

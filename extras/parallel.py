@@ -3,7 +3,7 @@
 Every process ("rank") does its share of the sampling and then holds the whole batch of completions, a few kilobytes. So
 all of them compute the same weights and draw the same masks, and each learns from its share of the rows; the gradients are
 summed once per update. The number of ranks changes the time a step takes and nothing else, as long as the parts in which
-completions are sampled stay the same (--rollout_batch_size at most a rank's share) and nothing is dropped out.
+completions are sampled stay the same (--rollout_batch_size divides a rank's share) and nothing is dropped out.
 """
 
 import datetime
@@ -25,10 +25,8 @@ def start(device):
     """Joins the other ranks of a torchrun, if there are any. Rank 0 alone prints."""
     if WORLD == 1 or dist.is_initialized():
         return
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what "cuda" means from here on
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     if RANK:
         sys.stdout = open(os.devnull, "w")
 

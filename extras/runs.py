@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from extras.parallel import RANK, WORLD, barrier, full_weights
+from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights
 from rewards import InputError, refusing
 
 # What a resumed run may set anew; anything else would make it another run.
@@ -93,7 +93,11 @@ class RunDirectory:
         if not self.saved:
             return state
         with refusing(f"{self.saved} cannot be read or does not fit the model; delete it to go on from an earlier one"):
-            dcp.load(tensors(parameters, optimizer), storage_reader=HuggingFaceStorageReader(self.saved), no_dist=WORLD == 1)
+            try:
+                reader = HuggingFaceStorageReader(self.saved)
+                dcp.load(tensors(parameters, optimizer), storage_reader=reader, no_dist=WORLD == 1)
+            except CheckpointException as error:  # not an Exception
+                raise OSError(str(next(iter(error.failures.values()))[0])) from None
             return json.loads((self.saved / "state.json").read_text())
 
     def save(self, state, parameters, optimizer):
@@ -116,10 +120,14 @@ class RunDirectory:
     def start(self, step):
         """Creates the directory; of a resumed run it drops what was logged after its checkpoint: it is about to recur."""
         barrier()  # nobody finds another's new files where nothing should be
+        if RANK == 0:
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", asdict(self.config))
+        barrier()
+        if not everywhere((self.path / "config.json").exists()):
+            raise InputError(f"--output_dir {self.path} must be on a file system that all nodes share")
         if RANK:
             return
-        (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
-        self.write_json("config.json", asdict(self.config))
         for name in ("metrics.jsonl", "samples.jsonl"):
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if self.saved and file.exists() else []

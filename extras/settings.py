@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ def check(config):
     size, group = config.batch_size, config.num_generations
     if size % group or group < 2:
         raise InputError(f"--batch_size {size} does not fill groups of --num_generations {group} (at least 2 in each)")
-    if size // group % WORLD:
+    if size // group % WORLD and not config.eval_only:
         raise InputError(f"--batch_size {size} is no multiple of {group * WORLD}, a group for each of {WORLD} processes")
     stepwise = config.objective == "wd1++" or (config.likelihood == "trajectory" and config.objective != "diffu-grpo")
     if stepwise and config.mc_samples > config.diffusion_steps:
@@ -42,6 +43,8 @@ def check(config):
         raise InputError("--eval_only evaluates --model: name the model of the run, such as runs/X/model, not --resume")
     if config.load_in_4bit and not (config.lora_rank or config.eval_only):
         raise InputError("--load_in_4bit freezes the weights: train adapters, with a --lora_rank above 0")
+    if config.load_in_4bit and config.shard:
+        raise InputError("--load_in_4bit and --shard exclude each other: in 4 bits every process holds all weights")
     if config.threshold > 1 or config.threshold <= 0:
         raise InputError(f"--threshold {config.threshold}: is a probability above 0; 1 means exact sampling")
     if config.beta is None:
@@ -53,6 +56,9 @@ def check(config):
         unmasking_schedule(length, eval_steps(length), min(config.block_length, length))
     config.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with refusing(f"--device {config.device}: cannot be used"):
+        if WORLD > 1 and config.device.startswith("cuda"):
+            config.device = "cuda"  # of every process its own
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.ones(1, dtype=torch.float64, device=config.device).item()
     if config.dtype == "auto":
         config.dtype = "bfloat16" if config.device.startswith("cuda") else "float32"
