@@ -86,7 +86,7 @@ class Config:
     seed: int = setting(0, "fixes everything random")
     device: Optional[str] = setting(None, "default: cuda if there is one, else cpu")
     shard: bool = setting(False, "divide the weights among the GPUs of a torchrun, for training all of a large model")
-    compile: bool = setting(False, "torch.compile the transformer: minutes of compilation, then faster steps")
+    compile: bool = setting(False, "torch.compile the transformer, which takes minutes at first")
     load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes), for LoRA on a 24 GB GPU")
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "of arithmetic and frozen weights; auto: bfloat16 on cuda")
 
