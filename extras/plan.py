@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from extras.cache import KeyValueCache
 from extras.memory import CountMemory, without_data
 from extras.settings import check
 from rewards import InputError
-from wd1 import Config, KeyValueCache, autocast, chunked_log_probs, encode, hidden_states, predict_logits, propose, set_up
+from wd1 import Config, autocast, chunked_log_probs, encode, hidden_states, predict_logits, propose, set_up
 
 NF4 = 4.127 / 8  # bytes of a weight in 4 bits with its scales (QLoRA, arXiv 2305.14314)
 
