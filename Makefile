@@ -1,8 +1,8 @@
-# Every target sets up .venv by itself; nothing else needs to be installed but Python 3.10 or later.
+# Every target sets up .venv by itself; nothing else needs to be installed but Python 3.11 or later.
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint variance bench approximate clean
+.PHONY: demo test lint faults fuzz collapse variance bench approximate clean
 
 demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train it with wd1, show before and after
 	rm -rf runs/demo
@@ -13,6 +13,16 @@ test: .venv/ready  ## all tests, on the CPU
 
 lint: .venv/ready  ## style, and the width of lines
 	$(RUN) -m ruff check .
+
+faults: .venv/ready  ## runs killed, starved of disk, damaged and misused by the hundred: the README's table of what was lost
+	$(RUN) -m extras.faults
+
+fuzz: .venv/ready  ## a million hostile completions against every reward: the README's table
+	-$(RUN) -m pip install --quiet atheris  # the coverage-guided part, where it can be had
+	$(RUN) -m extras.fuzz
+
+collapse: .venv/ready  ## the README's picture and table of wd1 at too high a learning rate
+	$(RUN) -m extras.collapse
 
 variance: .venv/ready  ## the README's table of what each way to draw masks does to the variance
 	$(RUN) -m extras.variance

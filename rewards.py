@@ -11,6 +11,7 @@ import csv
 import functools
 import itertools
 import json
+import math
 import random
 import re
 import zlib
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
+
+from extras.latex import equivalent
 
 
 class InputError(ValueError):
@@ -31,11 +34,24 @@ def refusing(sentence: str):
     """Whatever goes wrong inside is an InputError: `sentence`, with the first line of the cause in parentheses."""
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # what goes wrong in Rust (tokenizers) or torch.distributed is no Exception
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{sentence} ({cause})") from None
+
+
+def judge(judgement, completion: str, example: dict) -> float:
+    """`judgement(completion, example)`, a Task's reward or correct, as a number; InputError unless it is a finite one.
+
+    For rewards that users write: nothing should be learned from a NaN, nor a run of days die without a word on why.
+    """
+    where = f"{getattr(judgement, '__qualname__', judgement)}: no reward for the completion {completion[:60]!r}"
+    with refusing(where):
+        value = float(judgement(completion, example))
+        if not math.isfinite(value):
+            raise ValueError(f"it is {value}")
+        return value
 
 
 def extract_answer(completion: str) -> str | None:
@@ -417,27 +433,6 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start + len("\\boxed{") : end]
     return None
-
-
-def equivalent(answer: str, gold: str) -> bool:
-    """Whether two LaTeX answers mean the same, by math-verify; long or hostile answers are simply not."""
-    answer, gold = answer.strip(), gold.strip()
-    if answer == gold:
-        return True
-    # Towers of powers, factorials and huge exponents can keep a computer algebra system busy for ever. Only
-    # math-verify's LaTeX reader is used: its plain-text reader would hand the text to Python's eval.
-    if len(answer) > 200 or answer.count("^") + answer.count("!") > 4 or re.search(r"\^\s*\{?\s*\d{4,}|\^.*\^.*\^", answer):
-        return False
-    from math_verify import LatexExtractionConfig, parse, verify  # seconds to import: only when MATH is used
-
-    try:
-        latex = [LatexExtractionConfig()]
-        gold_values, answer_values = (
-            parse(f"\\boxed{{{text}}}", extraction_config=latex, parsing_timeout=1) for text in (gold, answer)
-        )
-        return bool(verify(gold_values, answer_values, timeout_seconds=1))
-    except Exception:  # whatever a model's LaTeX does to a parser, it is a wrong answer
-        return False
 
 
 class Math(Task):

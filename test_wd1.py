@@ -3,13 +3,15 @@
 The order is that of wd1.py: loading, sampling, likelihood, weights and losses, tasks, the program as a user runs it.
 """
 
+import dataclasses
 import importlib
 import itertools
 import json
 import math
 import os
+import pickle
+import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from safetensors.torch import load_file, save_file
 
 import rewards
 import wd1
+from extras import faults
+from extras.health import advice, describe, self_check
 from rewards import TASKS, InputError
 
 torch.set_num_threads(1)  # the models are tiny: more threads only get in each other's way
@@ -1192,7 +1196,7 @@ def test_train_resume_and_evaluate_on_real_formats(tmp_path, capsys, monkeypatch
     assert code == 0 and not (source / "EXECUTED").exists()
     output = capsys.readouterr().out
     assert "before: accuracy" in output and "step   0" in output and "░" in output
-    names = {"config.json", "metrics.jsonl", "summary.json", "samples.jsonl", "curve.png", "checkpoint", "model"}
+    names = {"config.json", "metrics.jsonl", "timings.jsonl", "summary.json", "samples.jsonl", "curve.png", "checkpoint", "model", ".lock"}
     assert {path.name for path in directory.iterdir()} == names
     summary = json.loads((directory / "summary.json").read_text())
     assert set(summary) >= {"before", "after", "steps", "seconds", "forward_passes"} and summary["steps"] == 2
@@ -1261,49 +1265,6 @@ def load_state(directory):
     return load_file(file), json.loads((newest / "state.json").read_text())
 
 
-@pytest.mark.parametrize("options", [o for o in OBJECTIVES if not {"dtype", "lora_rank"} & set(o)], ids=lambda o: "-".join(map(str, o.values())))
-def test_micro_batches_change_memory_and_not_the_gradient(tmp_path, monkeypatch, options):
-    rewarded(monkeypatch)
-    options = {**options, "max_steps": 1, "num_iterations": 1, "eval_every": 0}
-    norms, moments = [], []
-    for size in (1, 3, 4):
-        directory = run(tmp_path, out=f"micro{size}", micro_batch_size=size, **options)[1]
-        norms.append(metrics(directory)[1]["grad_norm"])
-        tensors = load_state(directory)[0]
-        moments.append(torch.cat([tensors[name].flatten() for name in sorted(tensors) if name.startswith("exp_avg.")]))
-    assert norms[0] > 0 and norms == pytest.approx([norms[0]] * 3, rel=1e-3)
-    for moment in moments[1:]:
-        torch.testing.assert_close(moment, moments[0], atol=1e-6, rtol=1e-3)
-
-
-def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path, monkeypatch):
-    rewarded(monkeypatch)
-    options = dict(save_every=1, eval_every=1, lora_rank=2, objective="wd1")
-    _, whole = run(tmp_path, out="whole", max_steps=4, **options)
-    _, parts = run(tmp_path, out="parts", max_steps=2, **options)
-    with (parts / "metrics.jsonl").open("a") as lines:
-        lines.write('{"step": 3, "reward": 0.5}\n{"step"')  # a crash after the checkpoint, in the middle of a line
-    assert run(tmp_path, out="parts", max_steps=4, resume=True, **options)[0] == 0
-    timed = ("seconds", "tokens_per_second")
-    strip = lambda lines: [{k: v for k, v in line.items() if k not in timed} for line in lines]  # noqa: E731
-    assert strip(metrics(parts)) == strip(metrics(whole))
-    a, b = load_state(parts)[0], load_state(whole)[0]
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
-    assert not list(parts.rglob("*.tmp")) and not list(parts.rglob("unfinished"))
-
-
-@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 300), lambda file: os.truncate(file, 0), Path.unlink], ids=["cut", "empty", "gone"])
-def test_a_damaged_checkpoint_is_named(tmp_path, capsys, damage):
-    _, directory = run(tmp_path, save_every=1)
-    assert len(list((directory / "checkpoint").iterdir())) == 2, "the newest and the one before it"
-    [file] = directory.glob("checkpoint/step-0000002/*.safetensors")
-    damage(file)
-    code, _ = run(tmp_path, resume=True, max_steps=3, save_every=1)
-    assert code == 2 and "step-0000002 cannot be read" in (error := capsys.readouterr().err) and "Traceback" not in error
-    shutil.rmtree(file.parent)
-    assert run(tmp_path, resume=True, max_steps=3, save_every=1)[0] == 0 and metrics(directory)[-1]["step"] == 3
-
-
 def test_without_padding_no_attention_mask_is_made(model, monkeypatch):
     masks, attention = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, attn_mask=None, **options: (
@@ -1361,21 +1322,6 @@ def test_equal_rewards_are_counted_and_teach_nothing(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters()))
 
 
-def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path, monkeypatch, capsys):
-    rewarded(monkeypatch)
-    healthy, calls = wd1.token_log_probs, []
-
-    def sick(*arguments):
-        calls.append(1)
-        return healthy(*arguments) * (math.nan if len(calls) in (2, 3) or len(calls) > 5 else 1)
-
-    monkeypatch.setattr(wd1, "token_log_probs", sick)
-    code, directory = run(tmp_path, max_steps=9, save_every=1)
-    assert code == 1 and "no finite loss" in capsys.readouterr().err
-    assert [line["skipped"] for line in metrics(directory)[1:]] == [1, 1, 1, 2, 2]
-    assert all(weight.isfinite().all() for weight in load_state(directory)[0].values())
-
-
 @pytest.mark.parametrize(
     "options, expected",
     [(dict(task="chess"), "--task chess: unknown"), (dict(objective="ppo"), "invalid choice: 'ppo'"), (dict(bogus=1), "--bogus: no such option"),
@@ -1397,7 +1343,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, option
     assert code == 2 and error.startswith("wd1: ") and expected in error and not directory.exists()
 
 
-def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_settings(tmp_path, capsys):
+def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_settings(tmp_path, capsys, monkeypatch):
     code, directory = run(tmp_path)
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert code == 0 and run(tmp_path)[0] == 2 and "holds another run" in capsys.readouterr().err
@@ -1405,6 +1351,7 @@ def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_se
     assert "--learning_rate was 0.001 and now is 0.5" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     # Without options, --resume takes the run's own.
+    monkeypatch.setattr(rewards.Sudoku, "problems", few_problems)
     assert wd1.main(["--resume", "--output_dir", str(directory), "--max_steps", "3"]) == 0
     assert metrics(directory)[-1]["step"] == 3
     capsys.readouterr()
@@ -1448,6 +1395,179 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     held_out = {grid for grid in rewards.solved_grids() if TASKS["sudoku"].is_test({"solution": grid})}
     texts = [text for _, text in tiny.corpus(np.random.default_rng(0), 6, 400, 0.4)]
     assert 20 < len(held_out) and not {text[len("<answer>") :][:16] for text in texts} & held_out
+
+
+# ---------------------------------------------------------------------------------------- numbers that can be trusted
+
+TRUSTED = {  # an estimate or an objective, and its settings
+    "wd1, one-step": {}, "wd1, one-step, 2 samples": dict(mc_samples=2), "wd1, ELBO": dict(likelihood="elbo", mc_samples=2),
+    "wd1, path": dict(likelihood="trajectory", mc_samples=4), "wd1-positive": dict(objective="wd1-positive"),
+    "wd1++": dict(objective="wd1++", mc_samples=2), "diffu-GRPO": dict(objective="diffu-grpo", beta=0.1),
+}  # fmt: skip
+REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.2, 0.9, 0.1]])
+
+
+def trusted_batch(case):
+    """(model, reference, config, rollout, weights, views): two groups of three; the second row ends at its fourth token."""
+    config = wd1.Config(**{**FAST, "eval_lengths": [8], "beta": 0.0, "device": "cpu", "num_iterations": 1, "max_grad_norm": 1e9,
+                           "num_generations": 3, "batch_size": 6, "block_length": 8, **TRUSTED[case]})  # fmt: skip
+    model, reference = small_model(seed=0), small_model(seed=1)
+    prompt = prompts(rows=2, length=5).repeat_interleave(3, 0)
+    rollout = wd1.generate(model, prompt, gen_length=8, steps=4, block_length=8, temperature=1.0, generator=seeded(0), trajectory=True)
+    rollout.completion[1, 3] = model.config.eos_token_id
+    judged = REWARDS if config.objective != "wd1++" else torch.rand(2, 12, generator=seeded(2))
+    w_plus, w_minus = wd1.group_weights(judged)
+    weights = w_plus.view(6, -1), w_minus.view(6, -1) * (config.objective != "wd1-positive")
+    torch.manual_seed(3)
+    return model, reference, config, rollout, (judged, *weights), wd1.draw_views(config, model.config, rollout)
+
+
+def loop_gradient(case, change=lambda *batch: batch, **settings):
+    """The loss and the gradient (flat) that `learn` computes for a case, after `change` of (rollout, views)."""
+    model, reference, config, rollout, (_, *weights), views = trusted_batch(case)
+    rollout, views = change(rollout, views)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with pytest.MonkeyPatch.context() as patch, wd1.autocast(config):
+        patch.setattr(wd1, "draw_views", lambda *_: views)
+        figures = wd1.learn(model, reference, torch.optim.SGD(model.parameters(), lr=0.0), rollout, REWARDS, weights, config)
+    return figures["loss"], torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+def formula(case):
+    """The same by the equations of the papers, written out; of wd1.py's own it takes only the masks that were drawn."""
+    model, reference, config, rollout, (judged, *_), views = trusted_batch(case)
+    P, L, mask_id, eos = 5, 8, model.config.mask_token_id, model.config.eos_token_id
+    end = lambda row: row.tolist().index(eos) + 1 if eos in row else L  # the tokens that count
+
+    def log_p(policy, canvas, i, token):
+        return wd1.predict_logits(policy, canvas[None])[0, P + i].log_softmax(-1)[token]
+
+    def masked(row, hidden, tokens=None):
+        canvas = torch.cat([rollout.prompt[row], rollout.completion[row] if tokens is None else tokens])
+        return canvas.masked_fill(hidden, mask_id)
+
+    if config.objective == "diffu-grpo":
+        [(_, view)], total, count = views, 0.0, 0
+        A = (REWARDS - REWARDS.mean(1, keepdim=True)).flatten()
+        for row in range(6):
+            canvas = masked(row, view.hidden[row])
+            assert (canvas[P:] == mask_id).all()
+            for i in range(end(rollout.completion[row])):
+                new, ref = (log_p(policy, canvas, i, rollout.completion[row, i]) for policy in (model, reference))
+                ratio, against = torch.exp(new - new.detach()), torch.exp(ref.detach() - new)
+                clipped = torch.clamp(ratio, 1 - config.epsilon, 1 + config.epsilon)
+                total = total + torch.min(ratio * A[row], clipped * A[row]) - config.beta * (against - against.log() - 1)
+                count += 1
+        return -total / count, model
+    flat = judged - judged.mean(1, keepdim=True)
+    w_plus, w_minus = (torch.exp(sign * flat) / torch.exp(sign * flat).sum(1, keepdim=True) for sign in (1, -1))
+    if config.objective == "wd1-positive":
+        w_minus = 0 * w_minus
+    gap = (w_plus - w_minus).reshape(6, -1)
+    loss = 0.0
+    for row in range(6):
+        if config.objective == "wd1++":
+            for step, view in views:
+                S = [i for i in range(L) if rollout.written_at[row, i] >= step]
+                guess, c = rollout.guesses[row, step], rollout.confidence[row, step]
+                canvas = masked(row, F.pad(torch.tensor([i in S for i in range(L)]), (P, 0)), guess)
+                assert torch.equal(canvas == mask_id, F.pad(view.hidden[row, P:], (P, 0)))
+                terms = [c[k] * log_p(model, canvas, k, guess[k]) for k in S if k < end(guess)]
+                loss = loss - gap[row, step] * L / len(S) * sum(terms) / len(S) / 2
+            continue
+        tokens, estimate = rollout.completion[row], 0.0
+        counted = range(end(tokens))
+        if config.likelihood == "trajectory":
+            for t in range(4):
+                canvas = masked(row, F.pad(rollout.written_at[row] >= t, (P, 0)))
+                estimate = estimate + sum(log_p(model, canvas, i, tokens[i]) for i in counted if rollout.written_at[row, i] == t)
+        for _, view in views if config.likelihood != "trajectory" else ():
+            S = [i for i in counted if view.hidden[row, P + i]]
+            scale = len(counted) / len(S) if config.likelihood == "elbo" else 1  # L / l
+            assert config.likelihood == "elbo" or len(S) == len(counted)
+            canvas = masked(row, view.hidden[row])
+            estimate = estimate + scale * sum(log_p(model, canvas, i, tokens[i]) for i in S) / len(views)
+        loss = loss - gap[row, 0] * estimate / 2  # a mean over two groups
+    return loss, model
+
+
+def padded(rollout, views):
+    """Three tokens of padding on the left of every prompt."""
+    rollout = dataclasses.replace(rollout, prompt=F.pad(rollout.prompt, (3, 0)), attention_mask=F.pad(torch.ones(6, 5), (3, 0)))
+    return rollout, [(column, view._replace(hidden=F.pad(view.hidden, (3, 0)))) for column, view in views]
+
+
+SAME = {  # what must not change the numbers -> (how it is done, bound on the relative difference)
+    "the formula": (None, 1e-4),
+    "padded on the left": (dict(change=padded), 1e-4),
+    "one row at a time": (dict(micro_batch_size=1), 1e-4),
+    "micro-batches of four": (dict(micro_batch_size=4), 1e-4),
+    "logits in chunks": ("chunks", 1e-4),
+    "activations recomputed": (dict(gradient_checkpointing=True), 1e-4),
+    "two ranks": ("ranks", 1e-4),
+    "bfloat16": (dict(dtype="bfloat16"), 0.1),
+}
+
+RANKS = f"""
+import os, sys
+sys.path.insert(0, {str(HERE)!r})
+import torch
+import test_wd1
+from extras import parallel
+parallel.start("cpu")
+found = {{case: test_wd1.loop_gradient(case, micro_batch_size=2) for case in test_wd1.TRUSTED}}
+if parallel.RANK == 0:
+    torch.save(found, "found.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The losses and gradients of all cases in a run of two processes."""
+    directory = tmp_path_factory.mktemp("ranks")
+    (directory / "worker.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "worker.py"]
+    done = subprocess.run(command, cwd=directory, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.load(directory / "found.pt")
+
+
+@pytest.mark.parametrize("change", SAME)
+@pytest.mark.parametrize("case", TRUSTED)
+def test_the_loss_and_its_gradient_are_the_same_in_every_way_to_compute_them(case, change, two_ranks, monkeypatch):
+    how, bound = SAME[change]
+    loss, gradient = loop_gradient(case, micro_batch_size=6)
+    if how is None:
+        value, model = formula(case)
+        other = value.item(), torch.cat([part.flatten() for part in torch.autograd.grad(value, list(model.parameters()))])
+    elif how == "ranks":
+        other = two_ranks[case]
+    else:
+        if how == "chunks":
+            monkeypatch.setattr(wd1, "MAX_LOGITS", 3 * 14)
+        other = loop_gradient(case, **(how if how != "chunks" else {}))
+    assert gradient.norm() > 1e-3
+    assert (other[1] - gradient).norm() < bound * gradient.norm()
+    assert other[0] == pytest.approx(loss, rel=bound, abs=bound * 0.1)
+
+
+@pytest.mark.parametrize("case", [case for case in TRUSTED if case.startswith("wd1, ")])
+def test_log_likelihoods_are_the_same_in_every_way_to_compute_them(case, monkeypatch):
+    model, _, config, rollout, _, views = trusted_batch(case)
+    estimate = lambda rollout, views: wd1.log_likelihood(model, rollout.prompt, [v for _, v in views], rollout.attention_mask)
+    want = estimate(rollout, views)
+    torch.testing.assert_close(estimate(*padded(rollout, views)), want, atol=1e-4, rtol=1e-5)
+    for row in range(6):
+        one = [wd1.View(*(part[row : row + 1] for part in view)) for _, view in views]
+        torch.testing.assert_close(wd1.log_likelihood(model, rollout.prompt[row : row + 1], one), want[row : row + 1], atol=1e-4, rtol=1e-5)
+    config.dtype = "bfloat16"
+    with wd1.autocast(config):
+        torch.testing.assert_close(estimate(rollout, views), want, atol=0, rtol=0.05)
+    monkeypatch.setattr(wd1, "MAX_LOGITS", 3 * 14)
+    torch.testing.assert_close(estimate(rollout, views), want, atol=1e-4, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- speed and memory
@@ -1554,12 +1674,11 @@ def test_the_benchmark_measures_what_it_says(tmp_path, model, monkeypatch):
 # ------------------------------------------------------------------------------------------------ several processes
 
 WORKER = f"""
-import os, pathlib, sys
+import pathlib, sys
 sys.path.insert(0, {str(HERE)!r})
 import torch
 import extras.lora, rewards, test_wd1, wd1
 torch.set_num_threads(1)
-pathlib.Path("pid" + os.environ.get("RANK", "")).write_text(str(os.getpid()))
 rewards.Sudoku.problems = test_wd1.few_problems
 rewards.Sudoku.reward = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)
 LoraConfig = extras.lora.LoraConfig
@@ -1609,19 +1728,328 @@ def test_two_processes_do_what_one_does(tmp_path):
         assert max((got[key] - want[key]).abs().max().item() for key in want) < 1e-5, name
         assert not all(torch.equal(want[key], untrained[key]) for key in want if key in untrained) or "lora_rank" in variants[name]
         for a, b in zip(metrics(tmp_path / name), metrics(tmp_path / alone), strict=True):
-            for key in a.keys() - {"seconds", "tokens_per_second", "forward_passes", "eval"}:
+            for key in a.keys() - {"forward_passes", "eval"}:
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (name, key)
 
 
-def test_a_rank_that_dies_ends_the_run_and_leaves_a_checkpoint(tmp_path, monkeypatch, capsys):
-    process = launch(tmp_path, [arguments(**{**PARALLEL, "output_dir": "run", "max_steps": 500, "save_every": 1, "shard": True})], 2)
-    while process.poll() is None and not list(tmp_path.glob("run/checkpoint/step-*")):
-        time.sleep(0.05)
-    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and "rank 0 cannot go on" in output and "--resume goes on" in output, output
-    steps = max(int(path.parent.name.removeprefix("step-")) for path in tmp_path.glob("run/checkpoint/step-*/state.json"))
-    resume = ["--resume", "--output_dir", "run", "--max_steps", str(steps + 2)]
+# ------------------------------------------------------------------------------------------- what happens to runs
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing happens to."""
+    return faults.make_reference(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.__name__)
+def test_a_run_survives(reference, fault):
+    """A few of what `make faults` tries by the hundred; each generator yields None, or what was lost."""
+    if fault in (faults.disk_full, faults.read_only) and not faults.can_mount():
+        pytest.skip("no right to mount a small disk")
+    results = list(fault(reference, faults.FAULTS[fault][1], random.Random(0)))
+    assert results and not [lost for lost in results if lost]
+
+
+def test_the_faults_would_be_noticed(reference, monkeypatch):
+    """The harness itself: another seed, another weight or a lost line is a difference; a run without exact draws is one."""
+    for harm in (lambda d: (d / "metrics.jsonl").write_text((d / "metrics.jsonl").read_text()[:-2] + "\n"), lambda d: (d / "samples.jsonl").unlink(),
+                 lambda d: save_file({k: v + 1e-7 for k, v in load_file(d / "model/adapter_model.safetensors").items()}, d / "model/adapter_model.safetensors")):  # fmt: skip
+        directory = faults.copy(reference, "harmed")
+        assert faults.differs(directory, reference) is None
+        harm(directory)
+        assert faults.differs(directory, reference)
+    counts = itertools.count()
+    forgetful = lambda: setattr(wd1.transformers, "set_seed", lambda number: torch.manual_seed(next(counts)))
+    directory = faults.fresh(reference, "forgetful")
+    assert faults.wait(faults.start(directory, forgetful, max_steps=4)) == 0
+    assert "differs in metrics.jsonl" in faults.differs(directory, reference)
+
+
+def test_a_resumed_run_needs_the_problems_it_began_with(reference):
+    directory = faults.copy(reference, "problems")
+    lines = faults.beside(directory, "puzzles.csv").read_text()
+    try:
+        faults.beside(directory, "puzzles.csv").write_text(lines.replace(lines.splitlines()[1] + "\n", ""))
+        assert faults.wait(faults.start(directory, max_steps=5)) == 2
+    finally:
+        faults.beside(directory, "puzzles.csv").write_text(lines)
+    assert faults.complain(directory, "was a data file changed?") is None
+
+
+# ------------------------------------------------------------------------------------------------ hostile checkpoints
+
+
+class Payload:
+    """What a pickle runs when it is opened."""
+
+    def __reduce__(self):
+        return (open, ("EXECUTED", "w"))
+
+
+def tokenizer_setting(**settings):
+    return lambda d: (d / "tokenizer_config.json").write_text(json.dumps(json.loads((d / "tokenizer_config.json").read_text()) | settings))
+
+
+def tokenizer_part(change):
+    def harm(d):
+        parts = json.loads((d / "tokenizer.json").read_text())
+        change(parts)
+        (d / "tokenizer.json").write_text(json.dumps(parts))
+
+    return harm
+
+
+def index_points(to):
+    def harm(d):
+        file = d / "model.safetensors.index.json"
+        index = json.loads(file.read_text())
+        index["weight_map"] = {name: to.format(outside=d.parent / "outside") for name in index["weight_map"]}
+        file.write_text(json.dumps(index))
+
+    return harm
+
+
+def tensor_becomes(change):
+    def harm(d):
+        file = sorted(d.glob("*.safetensors"))[0]
+        tensors = load_file(file)
+        name = sorted(tensors)[0]
+        tensors[name] = change(tensors[name])
+        save_file(tensors, file, {"format": "pt"})
+
+    return harm
+
+
+def pickled(name):
+    def harm(d):
+        (d / name).write_bytes(pickle.dumps({"payload": Payload()}))
+        (d / "evil.py").write_text("open('EXECUTED', 'w')")
+
+    return harm
+
+
+def only_pickles(d):
+    pickled("pytorch_model.bin")(d)
+    for file in d.glob("*.safetensors*"):
+        file.unlink()
+
+
+HOSTILE = {  # what a stranger put into a checkpoint -> (how, what the sentence says; None: it loads, as if that were not there)
+    "weights only pickled": (only_pickles, "no model.safetensors"),
+    "weights pickled besides": (pickled("pytorch_model.bin"), None),
+    "pickled adapters besides": (pickled("adapter_model.bin"), None),
+    "a pickled .metadata": (pickled(".metadata"), None),
+    "auto_map": (lambda d: damage(d, auto_map={name: "evil.Evil" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}), None),
+    "attention from the hub": (lambda d: damage(d, attn_implementation="evil/kernel", _attn_implementation="evil/kernel"), None),
+    "weights under another name": (lambda d: damage(d, transformers_weights="pytorch_model.bin"), None),
+    "settings that are methods": (lambda d: damage(d, save_pretrained="x", to_dict=1, return_dict=False, attribute_map={"a": "b"}), None),
+    "quantised": (lambda d: damage(d, quantization_config={"quant_method": "gguf"}), "quantization_config"),
+    "a generation_config": (lambda d: (d / "generation_config.json").write_text('{"custom_generate": "evil", "save_pretrained": 1}'), None),
+    "a tokenizer's class": (tokenizer_setting(tokenizer_class="evil.Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}), None),
+    "a tokenizer file elsewhere": (tokenizer_setting(fast_tokenizer_files=["../outside/tokenizer.4.0.json"], tokenizer_file="/etc/passwd"), None),
+    "odd tokenizer settings": (tokenizer_setting(model_input_names=["x"], model_max_length="x", _tokenizer="x", split_special_tokens=True), None),
+    "a template that is none": (tokenizer_setting(chat_template={"default": 1}), "chat template"),
+    "a panic in Rust": (tokenizer_part(lambda parts: parts.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})), "no readable tokenizer"),
+    "tokens beyond the model": (tokenizer_part(lambda parts: parts["model"]["vocab"].update(zzz=5000)), "tokens beyond"),
+    "a layer too many": (lambda d: damage(d, n_layers=10**9), "n_layers|num_hidden_layers"), "too wide": (lambda d: damage(d, d_model=10**9), "hidden_size"),
+    "too many words": (lambda d: damage(d, embedding_size=10**8), "vocab_size"), "wide, within reason": (lambda d: damage(d, d_model=2**16), "bytes of safetensors"),
+    "a long context": (lambda d: damage(d, max_sequence_length=10**15), "max_position"), "no heads": (lambda d: damage(d, n_kv_heads=0), "num_key_value_heads"),
+    "a size that is no number": (lambda d: damage(d, mlp_hidden_size=True), "intermediate_size"),
+    "an index that leads out": (index_points("../outside/model.safetensors"), "not a file of this directory"),
+    "an absolute index": (index_points("{outside}/model.safetensors"), "not a file of this directory"),
+    "an index to a device": (index_points("/dev/zero"), "no safetensors file"), "an index to a pickle": (index_points("pytorch_model.bin"), "no safetensors file"),
+    "a link that leads out": (lambda d: ((d / "chat_template.jinja").symlink_to("/etc/passwd")), "not a file of this directory"),
+    "a pipe": (lambda d: ((d / "config.json").unlink(), os.mkfifo(d / "config.json")), "config.json"),
+    "a stray shard": (lambda d: (d / "shard-00001-model-00001-of-00001.safetensors").touch(), None),
+    "NaN": (tensor_becomes(lambda t: t * torch.nan), "attn_norm|layernorm.*NaN"), "infinity": (tensor_becomes(lambda t: t / 0), "holds NaN or infinity"),
+    "whole numbers": (tensor_becomes(lambda t: t.to(torch.int8)), "is of type I8"), "eight bits": (tensor_becomes(lambda t: t.to(torch.float8_e4m3fn)), "is of type F8"),
+    "a weight twice": (lambda d: shutil.copy(sorted(d.glob("*.safetensors"))[0], sorted(d.glob("*.safetensors"))[1]), "is there twice"),
+    "names that write on the terminal": (lambda d: save_file({"\x1b[31m\nx": torch.ones(1)}, sorted(d.glob("*.safetensors"))[0]), "weights are|bytes of"),
+}  # fmt: skip
+
+SEEN = []  # of what Python does: (event, its first argument)
+sys.addaudithook(lambda event, arguments: SEEN.append((event, arguments[0])) if event in WATCHED else None)
+WATCHED = {"open", "socket.connect", "subprocess.Popen", "os.system"}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nothing_of_a_hostile_checkpoint_is_executed(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
-    assert wd1.main(resume) == 2 and "start them with torchrun" in capsys.readouterr().err
-    assert wd1.main([*resume, "--shard", "false"]) == 0
+    write_checkpoint(tmp_path / "outside", "llada", shards=1)
+    directory, *_ = write_checkpoint(tmp_path / "model", "llada")
+    plain, tokenizer = wd1.load_model(directory)
+    harm, expected = HOSTILE[what]
+    harm(directory)
+    SEEN.clear()
+    if expected is None:
+        model, its = wd1.load_model(directory)
+        ids = tokenizer("in the land", return_tensors="pt").input_ids
+        assert torch.equal(its("in the land", return_tensors="pt").input_ids, ids) and its.chat_template == tokenizer.chat_template
+        assert torch.equal(wd1.predict_logits(model, ids), wd1.predict_logits(plain, ids))
+        model.save_pretrained(tmp_path / "saved")
+        its.save_pretrained(tmp_path / "saved")
+    else:
+        with pytest.raises(InputError, match=expected) as raised:
+            wd1.load_model(directory)
+        assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+    opened = [str(name) for event, name in SEEN if event == "open"]
+    assert not list(tmp_path.rglob("EXECUTED")) and not {event for event, _ in SEEN} - {"open"}
+    for forbidden in (".bin", "evil", "outside", "/etc/passwd", "/dev/zero", ".metadata", "generation_config.json"):
+        assert not [name for name in opened if forbidden in name and "saved" not in name], forbidden
+
+
+ADAPTERS = {  # the same for LoRA
+    "another method, with a model of its own": (dict(peft_type="SHADOW", shadow_model="evil/repo"), "not plain LoRA"),
+    "an endless pattern": (dict(target_modules="([a-z_.0-9]+)+X"), "not plain LoRA"),
+    "a rank too high": (dict(r=10**6), "r = 1000000 is no number"), "DoRA": (dict(use_dora=True), "use_dora = True is not supported"),
+    "copied layers": (dict(layer_replication=[[0, 2], [0, 2]]), "layer_replication"), "another start": (dict(init_lora_weights="pissa_niter_999999999"), "init_lora_weights"),
+    "a module to import": (dict(megatron_core="evil"), "megatron_core"), "infinite": (dict(lora_alpha=1e400), "not plain LoRA"),
+    "itself as its base": (dict(base_model_name_or_path="{itself}"), "recursion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*ADAPTERS, "pickled"])
+def test_nothing_of_hostile_adapters_is_executed(tmp_path, monkeypatch, what):
+    from extras.lora import add_adapters
+
+    monkeypatch.chdir(tmp_path)
+    base, *_ = write_checkpoint(tmp_path / "base", "llada")
+    directory = tmp_path / "lora"
+    add_adapters(wd1.load_model(base)[0], 2, 0, base).save_pretrained(directory)
+    wd1.load_model(directory)
+    if what == "pickled":
+        (directory / "adapter_model.safetensors").unlink()
+        pickled("adapter_model.bin")(directory)
+        expected = "no adapter_model.safetensors"
+    else:
+        changes, expected = ADAPTERS[what]
+        file = directory / "adapter_config.json"
+        changes = {name: str(directory) if value == "{itself}" else value for name, value in changes.items()}
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    SEEN.clear()
+    with pytest.raises(InputError, match=expected):
+        wd1.load_model(directory)
+    assert not list(tmp_path.rglob("EXECUTED")) and not [name for _, name in SEEN if str(name).endswith(".bin")]
+
+
+@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception('boo') }}", "{% if", "{{ messages[5].x.y }}",
+                                      "{% include '/etc/passwd' %}", "{{ cycler.__init__.__globals__.os.system('touch EXECUTED') }}"])  # fmt: skip
+def test_a_chat_template_that_goes_wrong_gets_its_sentence(tmp_path, capsys, monkeypatch, template):
+    monkeypatch.chdir(tmp_path)
+    directory, *_ = write_checkpoint(tmp_path / "model", "llada")
+    tokenizer_setting(chat_template=template)(directory)
+    code, out = run(tmp_path, directory)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and "chat template cannot be used" in error and not out.exists() and not list(tmp_path.rglob("EXECUTED"))
+
+
+def test_weights_that_the_memory_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}[name])
+    with pytest.raises(InputError, match="131,520 weights take more than the 0 GB"):
+        wd1.load_model("tiny")
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong is seen
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])
+def test_a_model_that_reads_left_to_right_is_refused_at_the_start(tmp_path, monkeypatch, capsys, family):
+    directory, *_ = write_checkpoint(tmp_path / "model", family)
+    load = wd1.load_model
+
+    def causally(*arguments, **options):
+        model, tokenizer = load(*arguments, **options)
+        for module in model.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = True
+        model.config.is_causal = True
+        return model, tokenizer
+
+    assert self_check(load(directory)[0], prompts(rows=8)) is not None
+    monkeypatch.setattr(wd1, "load_model", causally)
+    monkeypatch.setattr(wd1, "hidden_states", lambda model, canvas, mask=None, positions=None, cache=None: (
+        model.get_decoder()(canvas, use_cache=False).last_hidden_state if positions is None else pytest.fail("too late")))  # fmt: skip
+    code, out = run(tmp_path, directory)
+    assert code == 2 and "reads left to right only" in capsys.readouterr().err and not out.exists()
+
+
+def test_the_mask_token_is_one(capsys):
+    """It must not stand in prompts; and a model that was trained to unmask from it restores what it hides."""
+    model, _ = wd1.load_model("tiny")
+    with pytest.raises(InputError, match=r"mask token \(id 1\) stands in the prompts"):
+        self_check(model, torch.tensor([[5, 1, 7]]))
+    text = torch.tensor([7, 9, 4, 4, 8, 6, 5, 5, 9, 3, 3, 7, 8, 6, 4, 9]).repeat(16, 1)
+    prompt = torch.randint(10, 100, (16, 6), generator=seeded(0))
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-wd1.elbo(model, prompt, text).mean() / 16).backward()
+        optimizer.step()
+    gains = []
+    for mask_id in (1, 120):  # its own, and a token it never saw
+        model.config.mask_token_id = mask_id
+        gains.append(self_check(model, prompt))
+    assert gains[0] > 2 > gains[1] and capsys.readouterr().err.count("was it trained to unmask") == 1
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        self_check(model, prompt)
+
+
+def test_the_metrics_of_a_step_are_what_they_say(tmp_path, monkeypatch):
+    rewarded(monkeypatch)
+    _, directory = run(tmp_path, max_grad_norm=1e-3, num_iterations=3, temperature=1.0)
+    for line in metrics(directory)[1:]:
+        assert line["clipped"] == 3 and line["skipped"] == 0 and 0 <= line["truncated"] <= 1 and 0 <= line["entropy"]
+    model = small_model()
+    config = wd1.Config(task="sudoku", device="cpu")
+    completion = torch.tensor([[5, 0, 7], [5, 6, 7], [5, 6, 0], [2, 2, 2]])
+    probability = torch.tensor([[0.5, 0.25, 1e-9], [1, 1, 1], [1, 1, 0.5], [1, 1, 0.125]])
+    rollout = wd1.Rollout(torch.zeros(4, 2), None, completion, None, probability, torch.tensor([3, 3, 1, 1]))
+    monkeypatch.setattr(rewards.Sudoku, "correct", lambda self, text, row: text == row)
+    rewarded_as = torch.tensor([[1.0, 1.0], [0.0, 0.5]])
+    found = describe(config, model.config, rollout, list("abcd"), rewarded_as, list("abxx"))
+    expected = dict(reward=0.625, accuracy=0.5, degenerate_groups=0.5, length=11 / 4, truncated=0.5, denoising_steps=2.0)
+    assert found.pop("entropy") == pytest.approx(math.log(2) * (1 + 2 + 1 + 3) / 11) and found == pytest.approx(expected)
+
+
+def test_rollouts_remember_the_probability_of_each_token(model):
+    """One token a step, left to right: the product of the probabilities is that of the chain rule, under the plain softmax."""
+    model = small_model(seed=3)
+    rollout = wd1.generate(model, prompts(), gen_length=4, steps=4, block_length=1, temperature=1.0, generator=seeded(0))
+    canvas = torch.cat([rollout.prompt, rollout.completion], 1)
+    for i in range(4):
+        hidden = canvas.clone()
+        hidden[:, 4 + i :] = 1
+        logits = wd1.predict_logits(model, hidden)[:, 4 + i]
+        logits[:, 1] = -torch.inf
+        want = logits.softmax(-1).gather(1, rollout.completion[:, i : i + 1])[:, 0]
+        live = rollout.written_at[:, i] == i
+        torch.testing.assert_close(rollout.probability[live, i], want[live])
+        assert (rollout.probability[~live, i] == 1).all()
+
+
+def history(rewards, entropies=None, accuracy=0.3):
+    entropies = entropies or [1.0] * len(rewards)
+    return [{"eval": {}}, *({"reward": r, "entropy": e, "accuracy": accuracy} for r, e in zip(rewards, entropies))]
+
+
+def test_advice_is_given_when_a_run_goes_wrong_and_only_then():
+    noise = np.random.default_rng(0).normal(0, 0.1, 200)
+    rising, flat = list(np.linspace(0.2, 1, 200) + noise / 2), list(0.5 + noise / 2)
+    assert all(advice(history(line[:i])) is None for line in (rising, flat, [1.0] * 200) for i in range(200))
+    falls = rising[:60] + list(np.linspace(0.5, 0.1, 40) + noise[:40])
+    assert "the reward has fallen from 0.4" in advice(history(falls)) and "--learning_rate" in advice(history(falls))
+    assert advice(history(rising[:60] + [0.0])) is None, "a bad step is not long"
+    certain = [1.0] * 30 + [0.01] * 10
+    assert "the entropy has collapsed to 0.01 nats" in advice(history([0.5] * 40, certain))
+    assert advice(history([0.5] * 40, certain, accuracy=0.99)) is None, "certain and right"
+
+
+def test_a_warning_is_printed_once_and_kept(tmp_path, monkeypatch, capsys):
+    calls = itertools.count()
+    monkeypatch.setattr(rewards.Sudoku, "reward", lambda *_: 1.0 - (next(calls) > 60) * 0.9)
+    _, directory = run(tmp_path, max_steps=30, eval_every=0, num_iterations=1, diffusion_steps=2, save_every=50)
+    assert capsys.readouterr().err.count("the reward has fallen") == 1
+    assert len([line for line in metrics(directory) if "warning" in line]) == 1

@@ -39,6 +39,7 @@ import math
 import sys
 import time
 import warnings
+import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -55,11 +56,13 @@ from tqdm import tqdm
 from extras import parallel
 from extras.cache import KeyValueCache
 from extras.checkpoints import LLADA_WEIGHTS, find_checkpoint, four_bits, read_config, read_tokenizer
+from extras.health import describe, self_check
 from extras.pictures import plot_runs
-from extras.runs import RunDirectory, signals_caught
+from extras.runs import RunDirectory
 from extras.settings import check, check_lengths, eval_steps, parse_arguments
+from extras.vetting import check_finite, check_weights, vetted
 from extras.watch import show
-from rewards import TASKS, InputError, refusing
+from rewards import TASKS, InputError, judge, refusing
 
 # ================================================================================================== 1. Configuration
 
@@ -172,18 +175,23 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     stock, config = read_config(path)
     tokenizer = read_tokenizer(path, config)
     four_bit = four_bits(path, device, dtype) if load_in_4bit and device != "meta" else {}
+    if device != "meta":
+        check_weights(path, stock, config, dtype, LLADA_WEIGHTS)
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             return stock(config).to(dtype).eval(), tokenizer
-    with refusing(f"{path}: the weights cannot be loaded"):
-        options = dict(key_mapping=LLADA_WEIGHTS, use_safetensors=True, output_loading_info=True, **four_bit)
-        model, info = stock.from_pretrained(path, config=config, dtype=dtype, **options)
+    with refusing(f"{path}: the weights cannot be loaded"), vetted(path) as files:
+        options = dict(generation_config=transformers.GenerationConfig(), use_safetensors=True)
+        options |= dict(config=config, dtype=dtype, key_mapping=LLADA_WEIGHTS, output_loading_info=True, **four_bit)
+        model, info = stock.from_pretrained(files, **options)
     for kind in ("missing", "unexpected", "mismatched"):
-        if names := sorted(map(str, info[f"{kind}_keys"])):
-            raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]}")
+        if names := sorted(map(repr, info[f"{kind}_keys"])):
+            raise InputError(f"{path}: {len(names)} weights are {kind}, the first is {names[0]:.100}")
     model._weight_conversions = None  # or save_pretrained would write LLaDA's names under a Llama config
-    return (model if four_bit else model.to(device)).eval(), tokenizer
+    model = model if four_bit else model.to(device)
+    check_finite(path, model.named_parameters())
+    return model.eval(), tokenizer
 
 
 @parallel.as_forward  # that is when weights that are divided among GPUs come together
@@ -232,6 +240,7 @@ class Rollout:
     attention_mask: Optional[Tensor]  # [B, P], as given
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T for EOS filled in. x_t masks written_at >= t
+    probability: Tensor  # float [B, L]: the model's, of each token as it was written; 1 for EOS filled in
     steps: Tensor  # long [B]: denoising steps taken, at most T
     guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
     confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when proposed, else 0
@@ -266,6 +275,12 @@ def propose(logits, temperature, generator):
     return proposal[..., 0], log_prob.exp().clamp(max=1)  # rounding must not carry it over a threshold of 1
 
 
+def most_certain(score, free, count):
+    """The `count` places of each row with the highest score, of those that are free: float, bool [b, n] -> bool [b, n]."""
+    rank = score.masked_fill(~free, -torch.inf).argsort(stable=True, descending=True).argsort()
+    return free & (rank < count)
+
+
 @torch.no_grad()
 def generate(
     model, prompt, *, attention_mask=None, gen_length=256, steps=128, block_length=32, temperature=0.0,
@@ -295,7 +310,7 @@ def generate(
         raise InputError(f"remasking {remasking!r}, cache {cache!r}: must be low_confidence or random; none, prefix or dual")
     P, device, step, path = prompt.shape[1], prompt.device, 0, []  # path: (guess, confidence) of every step
     canvas = F.pad(prompt, (0, gen_length), value=mask_id)  # [B, P+L]
-    written_at = torch.full_like(canvas, steps)  # T: never written
+    written_at, probability = torch.full_like(canvas, steps), torch.ones(canvas.shape, device=device)  # T: never written
     taken = torch.zeros_like(canvas[:, 0])
 
     def policy_logits(x, columns, prompt_shown=True):  # [b, n, V] of the sampling policy; mask and caches are the block's
@@ -314,7 +329,8 @@ def generate(
         if parallel.all_done(not len(live), model):
             break
         live = live if len(live) else torch.zeros_like(taken[:1])  # for other ranks: nothing is left to write
-        x, when, mask = canvas[live], written_at[live], None if attention_mask is None else attention_mask[live]
+        x, when, sure = canvas[live], written_at[live], probability[live]
+        mask = None if attention_mask is None else attention_mask[live]
         end = x.shape[1] if trajectory else last  # of the columns to predict
         window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else end)
         caches = collections.defaultdict(lambda: None if cache == "none" else KeyValueCache(window))  # noqa: B023
@@ -334,16 +350,15 @@ def generate(
             seen = x.gather(1, columns)
             masked = seen == mask_id
             score = confidence if remasking == "low_confidence" else torch.rand(seen.shape, generator=generator, device=device)
-            score = score.masked_fill(~masked | (columns >= last), -torch.inf)
-            rank = score.argsort(stable=True, descending=True).argsort()
-            write = ((rank < count) | (confidence > threshold)) & (score > -torch.inf)
+            free = masked & (columns < last)
+            write = most_certain(score, free, count) | (free & (confidence > threshold))
             if trajectory:
-                guess, sure = canvas.clone(), torch.zeros(canvas.shape, device=device)
+                guess, of_guess = canvas.clone(), torch.zeros(canvas.shape, device=device)
                 guess[live] = x.scatter(1, columns, proposal.where(masked, seen))
-                sure[live] = sure[live].scatter(1, columns, confidence * masked)
-                path.append((guess[:, P:], sure[:, P:]))
-            when.scatter_(1, columns, when.gather(1, columns).masked_fill(write, step))
-            x.scatter_(1, columns, proposal.where(write, seen))
+                of_guess[live] = of_guess[live].scatter(1, columns, confidence * masked)
+                path.append((guess[:, P:], of_guess[:, P:]))
+            for kept, new in ((x, proposal), (when, step), (sure, confidence)):
+                kept.scatter_(1, columns, torch.where(write, new, kept.gather(1, columns)))
             step += 1
             closed, n = write | ~masked, columns.shape[1] - count
             if threshold < 1:
@@ -351,11 +366,12 @@ def generate(
                 if parallel.all_done(n == end - last, model):  # the block is full
                     break
             columns = columns.gather(1, closed.byte().argsort(stable=True)[:, :n])
-        canvas[live], written_at[live], taken[live] = x, when, torch.where(done[live], taken[live], step)
+        canvas[live], written_at[live], probability[live] = x, when, sure
+        taken[live] = torch.where(done[live], taken[live], step)
     if trajectory:  # steps that were not needed
         path += [(canvas[:, P:], torch.zeros(canvas[:, P:].shape, device=device))] * (steps - len(path))
-    kept = [torch.stack(parts, 1) for parts in zip(*path)]  # none without a trajectory
-    return Rollout(prompt, attention_mask, canvas[:, P:], written_at[:, P:], taken, *kept)
+    stacked = [torch.stack(parts, 1) for parts in zip(*path)]  # none without a trajectory
+    return Rollout(prompt, attention_mask, *(part[:, P:] for part in (canvas, written_at, probability)), taken, *stacked)
 
 
 # ========================================================================================= 4. The likelihood log p(o|q)
@@ -564,7 +580,7 @@ def set_up(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
-    check_lengths(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids, model.config)
+    check_lengths(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids.shape[1], model.config)
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from extras.lora import add_adapters
 
@@ -575,17 +591,24 @@ def set_up(config):
     for network in dict.fromkeys([model, reference or model]):  # each once, in the same order on every rank
         if config.shard:
             parallel.shard(network, config.device, getattr(torch, config.dtype))
-        if config.compile:
-            network.get_decoder().compile()
+    if not config.dry_run:
+        few = encode(tokenizer, test_set[:8]["prompt"]).to(config.device)
+        with autocast(config):
+            self_check(model, few.input_ids, few.attention_mask, config.model)
+        parallel.reshard(model)  # an optimizer that is made next must see the weights divided
+    for network in {model, reference or model} if config.compile else ():
+        network.get_decoder().compile()
     return model, reference, tokenizer, train_set, test_set
 
 
-def encode(tokenizer, prompts, **layout):
-    """The prompts as a user's turns, if the tokenizer has a chat template, in tokens."""
+def encode(tokenizer, prompts):
+    """The prompts as a user's turns, if the tokenizer has a chat template, in tokens: input_ids, attention_mask [B, P]."""
+    layout = dict(padding=True, padding_side="left", return_tensors="pt")
     if not tokenizer.chat_template:
         return tokenizer(list(prompts), **layout)
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    with refusing("the tokenizer's chat template cannot be used"):
+        texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
     return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written them
 
 
@@ -594,7 +617,7 @@ def sample(model, tokenizer, prompts, config, gen_length, steps, seed=(), **opti
 
     Each rank does its share; draws depend on `seed` (numbers) and on which prompts are sampled together.
     """
-    batch = encode(tokenizer, prompts, padding=True, padding_side="left", return_tensors="pt").to(config.device)
+    batch = encode(tokenizer, prompts).to(config.device)
     mask = None if batch.attention_mask.all() else batch.attention_mask
     options |= dict(gen_length=gen_length, steps=steps, block_length=min(config.block_length, gen_length))
     options |= dict(cache=config.cache, threshold=config.threshold)
@@ -632,7 +655,7 @@ def collect(model, tokenizer, reference, rows, config, seed):
 
     def score(tokens, copies):  # tokens [B * copies, L] -> texts, rewards [N, G * copies]
         texts = decode(model, tokenizer, tokens)
-        rewards = parallel.spread(lambda i: task.reward(texts[i], rows[i // copies]), range(len(texts)))
+        rewards = parallel.spread(lambda i: judge(task.reward, texts[i], rows[i // copies]), range(len(texts)))
         return texts, torch.tensor(rewards, dtype=torch.float, device=config.device).view(-1, config.num_generations * copies)
 
     texts, rewards = score(rollout.completion, 1)
@@ -663,7 +686,7 @@ def draw_views(config, model_config, rollout):
 
 
 def learn(model, reference, optimizer, rollout, rewards, weights, config):
-    """The mu gradient steps on a batch. Returns {"loss", "grad_norm"}, means, and "skipped", how many were not finite.
+    """The mu gradient steps on a batch: means of "loss" and "grad_norm", and how many were "clipped" or not finite, "skipped".
 
     Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum
     multiplies by zero (a group with equal rewards) not at all: that changes memory and time, not the gradient (but for
@@ -717,14 +740,16 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
             optimizer.step()
             taken.append((total, norm))
     loss, norm = map(fmean, zip(*taken)) if taken else (None, None)
-    return {"loss": loss, "grad_norm": norm, "skipped": len(updates) - len(taken)}
+    clipped = sum(norm > config.max_grad_norm for _, norm in taken)
+    return {"loss": loss, "grad_norm": norm, "clipped": clipped, "skipped": len(updates) - len(taken)}
 
 
 def train(config):
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json.
 
-    On Ctrl-C or SIGTERM it finishes the step, leaves a checkpoint and raises SystemExit (torchrun by default waits only
-    30 s for that: raise its --shutdown-timeout).
+    On Ctrl-C or SIGTERM it finishes the update, or drops the samples, that it is at, leaves a checkpoint and raises
+    SystemExit (torchrun by default waits only 30 s for that: raise its --shutdown-timeout). A run killed at any moment goes
+    on, with `resume`, as if it had never stopped.
     """
     check(config)
     parallel.start(config.device)
@@ -733,63 +758,55 @@ def train(config):
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
-    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0}
+    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0, "failures": 0}
+    state["problems"] = zlib.crc32(json.dumps([train_set["prompt"][:], test_set["prompt"][:]]).encode())
     state = run.restore(state, parameters, optimizer)
+    passes = collections.Counter(forward=state["forward_passes"])
     for network in {model, reference or model}:
-        network.get_decoder().register_forward_pre_hook(lambda *_: state.update(forward_passes=state["forward_passes"] + 1))
+        network.get_decoder().register_forward_pre_hook(lambda *_: passes.update(["forward"]))
     run.start(state["steps"])
-    started, failures = time.time() - state["seconds"], 0
-    with autocast(config), signals_caught() as stop:
+    started = time.time() - state["seconds"]
+    with autocast(config), run.catching_signals():
         if state["before"] is None:
             state["before"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
             run.record(0, {"eval": state["before"]})
             show(model, tokenizer, test_set[0], config, "before")
+            state["forward_passes"] = passes["forward"]
         numbers = range(state["steps"], config.max_steps)
         bar = tqdm(numbers, config.objective, config.max_steps, initial=state["steps"], disable=parallel.RANK > 0)
         for step in bar:
+            run.stop_if_asked(state, parameters, optimizer)
             begin = time.time()
-            torch.manual_seed(config.seed * 1_000_003 + step)  # a step's draws depend on its number alone
+            draws = np.random.SeedSequence([config.seed, step]).generate_state(1)[0]  # they depend on the step's number alone
+            transformers.set_seed(int(draws))
             problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
             rows = [problem for problem in problems for _ in range(config.num_generations)]
             rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config, (config.seed, step))
-            speed = rollout.completion.numel() / (time.time() - begin)
+            run.stop_if_asked(state, parameters, optimizer)  # the samples are lost, and the same will be drawn again
+            timings = {"tokens_per_second": rollout.completion.numel() / (time.time() - begin)}
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
             optimizer.param_groups[0]["lr"] = learning_rate  # from the step's number alone
-            metrics = measure(model, config, rollout, texts, rewards, rows) | {"learning_rate": learning_rate}
+            metrics = describe(config, model.config, rollout, texts, rewards, rows) | {"learning_rate": learning_rate}
             metrics |= learn(model, reference, optimizer, rollout, rewards, weights, config)
-            failures = failures + 1 if metrics["loss"] is None else 0
-            if failures == 3:
-                hint = f"{run.path}/checkpoint holds the last good weights, and a lower --learning_rate may help"
+            state["failures"] = state["failures"] + 1 if metrics["loss"] is None else 0  # in a row
+            if state["failures"] == 3:
+                hint = f"{run.path}/checkpoint holds the last good weights; start again with a lower --learning_rate"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
                 metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
-            state.update(steps=step + 1, seconds=time.time() - started)
+            state.update(steps=step + 1, seconds=time.time() - started, forward_passes=passes["forward"])
             state["skipped_steps"] += metrics["skipped"]
-            metrics |= {"tokens_per_second": speed, "seconds": state["seconds"], "forward_passes": state["forward_passes"]}
-            run.record(step + 1, metrics, rows[0]["prompt"], zip(texts, rewards[0].tolist()))
-            bar.set_postfix(run.progress(metrics, state["after"]))
-            stopped = not parallel.everywhere(not stop)  # on any rank
-            if done or stopped or (step + 1) % config.save_every == 0:
+            metrics["forward_passes"], timings["seconds"] = state["forward_passes"], state["seconds"]
+            run.record(step + 1, metrics, timings, rows[0]["prompt"], zip(texts, rewards[0].tolist()))
+            bar.set_postfix(run.progress(metrics, timings, state["after"]))
+            if done or (step + 1) % config.save_every == 0:
                 run.save(state, parameters, optimizer)
-            if stopped and not done:
-                raise SystemExit(f"\nstopped after step {step + 1}; to go on: python wd1.py --resume --output_dir {run.path}")
         show(model, tokenizer, test_set[0], config, "after")
     run.finish(model, tokenizer, state)
     if parallel.RANK == 0:
         plot_runs([run.path], run.path / "curve.png")
     return state
-
-
-def measure(model, config, rollout, texts, rewards, rows):
-    """What a step's samples were like: the means that metrics.jsonl records, and the share of groups with equal rewards."""
-    return {
-        "reward": rewards.mean().item(),
-        "accuracy": fmean(parallel.spread(lambda i: TASKS[config.task].correct(texts[i], rows[i]), range(len(rows)))),
-        "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
-        "length": until_eos(rollout.completion, model.config.eos_token_id).sum(1).float().mean().item(),
-        "denoising_steps": rollout.steps.float().mean().item(),
-    }
 
 
 def problems_of(step, config, size):
@@ -861,7 +878,7 @@ def main(argv=None):
         return 0
     except KeyboardInterrupt:
         return 130
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"wd1: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except RuntimeError as error:

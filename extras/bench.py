@@ -204,7 +204,8 @@ def make_batch(model, device, groups, group, prompt_length, gen_length, config):
     prompt = torch.randint(3, 100, (rows, prompt_length), device=device)
     completion = torch.randint(3, 100, (rows, gen_length), device=device)
     written_at = torch.randint(config.diffusion_steps, (rows, gen_length), device=device)
-    rollout = wd1.Rollout(prompt, None, completion, written_at, torch.full((rows,), config.diffusion_steps, device=device))
+    steps = torch.full((rows,), config.diffusion_steps, device=device)
+    rollout = wd1.Rollout(prompt, None, completion, written_at, torch.ones(rows, gen_length, device=device), steps)
     rewards = torch.rand(groups, group, device=device)
     return rollout, rewards, tuple(weights.view(rows, 1) for weights in wd1.group_weights(rewards))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from extras.vetting import check_sizes, own, vetted
 from rewards import TASKS, InputError, refusing
 
 FAMILIES = {  # model_type in config.json -> stock class
@@ -40,8 +41,13 @@ ONLY = {  # settings that a stock class would ignore, and so compute something e
     "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True, "alibi": False,
     "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
     "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
-    "clip_qkv": None, "use_sliding_window": False,
+    "clip_qkv": None, "use_sliding_window": False, "quantization_config": None,
+    "partial_rotary_factor": None,
 }  # fmt: skip
+# All that a stock class is told of a config.json: transformers would, for one, fetch attention kernels that it names.
+BELIEVED = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+hidden_act max_position_embeddings initializer_range rms_norm_eps tie_word_embeddings rope_theta rope_scaling rope_parameters
+attention_bias mlp_bias attention_dropout pad_token_id bos_token_id""".split()
 
 
 def find_checkpoint(source, weights=True) -> Path:
@@ -63,7 +69,7 @@ def read_config(path):
     """The stock class and its config for a directory's config.json, or for such a file itself."""
     file = path / "config.json" if path.is_dir() else path
     with refusing(f"{file}: not a model config"):
-        raw = json.loads(file.read_text())
+        raw = json.loads((own(path, file.name) if path.is_dir() else path).read_text())
         family = str(raw.get("model_type"))
     if family not in FAMILIES:
         raise InputError(f"{file}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
@@ -72,11 +78,12 @@ def read_config(path):
     for name, value in ONLY.items():
         if raw.get(name) not in (value, None):
             raise InputError(f"{file}: {name} = {raw[name]!r} is not what {FAMILIES[family].__name__} computes; refused")
-    known = {name: value for name, value in raw.items() if name not in ("model_type", "architectures", "auto_map")}
+    known = {name: raw[name] for name in BELIEVED if raw.get(name) is not None}
     if family == "llada":
         known = {ours: raw[theirs] for theirs, ours in LLADA_CONFIG.items() if raw.get(theirs) is not None}
+    check_sizes(file, known)
     with refusing(f"{file}: not a valid config"):
-        config = FAMILIES[family].config_class(**known)
+        config = FAMILIES[family].config_class(**known, attn_implementation="sdpa")
     if config.num_attention_heads % config.num_key_value_heads:
         raise InputError(f"{file}: not a valid config (the heads are not a multiple of the key-value heads)")
     config.is_causal = config.use_cache = False
@@ -109,16 +116,21 @@ def read_tokenizer(path, config):
         ids = ids if isinstance(ids, list) else [ids]
         if not ids or not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
             raise InputError(f"{path}: no {name} token: no fit {name}_token_id in config.json, nor one in the tokenizer")
+    if path.is_dir() and max(tokenizer.get_vocab().values()) >= config.vocab_size:
+        raise InputError(f"{path}: the tokenizer has tokens beyond the {config.vocab_size} of the model")
     return tokenizer
 
 
 def load_tokenizer(path):
     """The tokenizer in a directory; Dream's own class is Qwen2's."""
-    fast = (path / "tokenizer.json").is_file()
+    fast = (path / "tokenizer.json").exists()
     for name in () if fast else ("vocab.json", "merges.txt"):
-        (path / name).stat()  # raises if it is missing
+        own(path, name)  # raises if it is missing
     stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer
-    tokenizer = stock.from_pretrained(path)
+    with vetted(path, weights=False) as files:
+        tokenizer = stock.from_pretrained(files)
+    if not isinstance(tokenizer.chat_template, str | None):
+        raise ValueError("the chat template is no text")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 

@@ -1,12 +1,12 @@
 """LoRA through peft: new adapters on a model, and saved ones on the base model they name."""
 
-import json
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from extras.vetting import adapter_settings, check_finite, vetted
 from rewards import InputError, refusing
 
 
@@ -24,9 +24,12 @@ def load_adapters(path, load_model, **options):
     Raises InputError unless every adapter finds its weight: peft would leave out, silently, those that do not.
     """
     with refusing(f"{path}: the LoRA adapters cannot be loaded"):
-        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        settings = adapter_settings(path, LoraConfig())
+        base, config = settings["base_model_name_or_path"], LoraConfig(**settings)
         model, tokenizer = load_model(base, **options)
-        model = PeftModel.from_pretrained(model, path, is_trainable=True).eval()
-        if set(load_file(path / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
-            raise InputError(f"{path}: the LoRA adapters have other names than the weights of {base}")
+        with vetted(path) as files:
+            model = PeftModel.from_pretrained(model, files, config=config, is_trainable=True).eval()
+            if set(load_file(files / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
+                raise InputError(f"{path}: the LoRA adapters have other names than the weights of {base}")
+        check_finite(path, ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
         return model, tokenizer

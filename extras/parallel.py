@@ -104,6 +104,12 @@ def shard(model, device, dtype):
     return model
 
 
+def reshard(model):
+    """Divides again what a forward pass has gathered and would keep for a backward pass."""
+    if is_sharded(model):
+        model.reshard()
+
+
 def as_forward(function):
     """Makes `function(model, ...)` count as a forward pass of the model, which is when sharded weights are gathered."""
 

@@ -64,7 +64,7 @@ def plan(config, prompt_length=None):
     if config.shard:
         raise InputError("--dry_run counts the memory of one process that holds all weights: leave out --shard")
     model, reference, tokenizer, train_set, _ = set_up(config)
-    prompt_length = prompt_length or max(map(len, encode(tokenizer, train_set["prompt"]).input_ids))
+    prompt_length = prompt_length or encode(tokenizer, train_set[:]["prompt"]).input_ids.shape[1]
     weights = [weight for network in {model, reference} - {None} for weight in network.parameters()]
     trained = sum(weight.numel() for weight in weights if weight.requires_grad and weight.dtype == torch.float32)
     size = sum(weight.numel() * weight.element_size() for weight in weights)

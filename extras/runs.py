@@ -1,49 +1,69 @@
-"""A run's directory: claimed once, written so that a crash at any moment leaves it whole, and resumed only as it was."""
+"""A run's directory: claimed by one process at a time, whole at every moment, and resumed only as what it was.
 
+Nothing in it is ever half-written under its own name. Files and checkpoints are written beside their place and renamed
+into it; what is appended (metrics, samples) is cut back to the checkpoint that a resumed run starts from. And because
+every draw of a step depends on the seed and the step's number alone, the resumed run then repeats what was lost, bit for
+bit: no generator's state needs saving.
+"""
+
+import hashlib
 import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import filelock
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights
+from extras.health import advice
+from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights, spread
 from rewards import InputError, refusing
 
 # What a resumed run may set anew; anything else would make it another run.
 MAY_CHANGE = "max_steps resume device shard compile output_dir save_every eval_every".split()
 MAY_CHANGE += ["rollout_batch_size", "micro_batch_size"]
-
-
-def replace(path, write):
-    """Calls `write(a temporary path)`, then renames it: the file is whole, or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+LOGS = "metrics.jsonl", "samples.jsonl", "timings.jsonl"
+SUMS = "SHA256SUMS"  # of a checkpoint's files; sha256sum -c reads it as well
 
 
 @contextmanager
-def signals_caught():
-    """A list that the first Ctrl-C or SIGTERM fills, so that the loop can finish its step; a second one ends at once."""
-    stop, previous = [], {}
-
-    def ask(number, _):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+def named(path):
+    """Whatever cannot be written inside is an OSError that says where and why."""
     try:
-        yield stop
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:  # the last is not an Exception
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise OSError(f"{path} cannot be written ({reason}); what was there before is as it was") from None
+
+
+@contextmanager
+def replacing(path):
+    """A temporary path to write a file or a directory to; it takes the place of `path` at once, or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with named(path):
+            remove(unfinished)
+            yield unfinished
+            if RANK == 0:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                os.replace(unfinished, path)
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        remove(unfinished)
+
+
+def remove(path):
+    if RANK == 0:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def tensors(parameters, optimizer):
@@ -58,104 +78,205 @@ def tensors(parameters, optimizer):
     return flat
 
 
+def checksums(checkpoint):
+    """A line of SHA256SUMS for each file of a checkpoint; each rank reads its share of them."""
+
+    def line(file):
+        try:
+            with file.open("rb") as content:
+                return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.name}\n"
+        except OSError as error:
+            return f"{error}  {file.name}\n"
+
+    return spread(line, sorted(file for file in checkpoint.iterdir() if file.name != SUMS))
+
+
+def damage(checkpoint):
+    """The names of the files of a checkpoint that are not what was written."""
+    try:
+        written = (checkpoint / SUMS).read_text().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError):
+        written = []
+    return sorted({line.split("  ")[-1].strip() for line in set(written) ^ set(checksums(checkpoint))})
+
+
 class RunDirectory:
     """Decides, before anything is computed or written, if config.output_dir can be used; raises InputError if not.
 
-    A checkpoint is a directory, checkpoint/step-N: state.json and safetensors files, one a rank, which any number of ranks
-    reads again. It is renamed into place when it is whole, and the one before it kept. Rank 0 writes all else.
+    A checkpoint is a directory, checkpoint/step-N: state.json, safetensors files, one a rank, which any number of ranks
+    reads again, and the checksums of all. It is renamed into place when it is whole, and the one before it kept. A
+    damaged one is noticed and passed over. Rank 0 writes all else. While a process has the directory it holds `.lock`.
     """
 
     def __init__(self, config):
-        self.config, self.path, self.saved = config, Path(config.output_dir), None
+        self.config, self.path, self.saved, self.history, self.stop = config, Path(config.output_dir), None, [], []
+        self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # the system drops it when the process ends
         there = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise InputError(f"--output_dir {self.path} cannot be written: {there} is no directory, or read-only")
         if not config.resume:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise InputError(
-                    f"--output_dir {self.path} holds another run: --resume goes on with it, or choose another directory"
-                )
+            self.refuse_another_run()
             return
         with refusing(f"--resume: {self.path} holds no run to go on with"):
             before = json.loads((self.path / "config.json").read_text())
         for name, value in asdict(config).items():
             if name not in MAY_CHANGE and before.get(name) != value:
                 raise InputError(f"--resume: --{name} was {before.get(name)} and now is {value}: start a new run to change it")
-        if checkpoints := self.checkpoints():
-            self.saved = checkpoints[-1]
+        self.claim()
+        self.choose_checkpoint()
 
-    def checkpoints(self):
-        """The directories of all whole checkpoints, the newest last."""
-        return sorted(file.parent for file in self.path.glob("checkpoint/step-*[0-9]/state.json"))
+    def refuse_another_run(self):
+        there = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
+        if there - {".lock", "config.json.unfinished"}:  # which a run leaves that died as it began
+            sentence = f"--output_dir {self.path} holds another run: --resume goes on with it, or choose another directory"
+            raise InputError(sentence)
+
+    def claim(self):
+        if RANK == 0:
+            try:
+                self.lock.acquire()
+            except filelock.Timeout:
+                raise InputError(f"--output_dir {self.path}: another process is writing there; let it end first") from None
+
+    def choose_checkpoint(self):
+        """Sets `saved` to the newest checkpoint that is whole, and says which newer ones are not."""
+        checkpoints = sorted(self.path.glob("checkpoint/step-*[0-9]"), reverse=True)
+        for checkpoint in checkpoints:
+            damaged = damage(checkpoint)
+            if everywhere(not damaged):
+                self.saved = checkpoint
+                return
+            if RANK == 0:
+                print(f"wd1: {checkpoint} is damaged ({', '.join(damaged)}), passed over", file=sys.stderr)
+        if checkpoints:
+            raise InputError(f"every checkpoint of {self.path} is damaged: delete {self.path}/checkpoint to begin again")
 
     def restore(self, state, parameters, optimizer):
-        """Puts the newest checkpoint, if there is one, into what is given and returns its state, else `state`."""
+        """Puts the checkpoint, if there is one, into what is given and returns its state, else `state`."""
         if not self.saved:
             return state
-        with refusing(f"{self.saved} cannot be read or does not fit the model; delete it to go on from an earlier one"):
-            try:
-                reader = HuggingFaceStorageReader(self.saved)
-                dcp.load(tensors(parameters, optimizer), storage_reader=reader, no_dist=WORLD == 1)
-            except CheckpointException as error:  # not an Exception
-                raise OSError(str(next(iter(error.failures.values()))[0])) from None
-            return json.loads((self.saved / "state.json").read_text())
+        with refusing(f"{self.saved} cannot be read or does not fit the model"):
+            reader = HuggingFaceStorageReader(self.saved)
+            dcp.load(tensors(parameters, optimizer), storage_reader=reader, no_dist=WORLD == 1)
+            saved = json.loads((self.saved / "state.json").read_text())
+        if saved["problems"] != state["problems"]:
+            raise InputError(f"--resume: the problems are not those that {self.path} began with: was a data file changed?")
+        return saved
 
     def save(self, state, parameters, optimizer):
         """Writes a checkpoint, and drops all but the one before it."""
         final = self.path / "checkpoint" / f"step-{state['steps']:07}"
-        unfinished = final.with_name("unfinished")
+        if final == self.saved:
+            return
+        with named(self.path):
+            for name in LOGS if RANK == 0 else ():  # a machine that fails must not remember the checkpoint and not its metrics
+                with (self.path / name).open("a") as file:
+                    os.fsync(file.fileno())
+        with replacing(final) as unfinished:
+            barrier()  # until rank 0 has made room
+            writer = HuggingFaceStorageWriter(unfinished, save_distributed=True)
+            dcp.save(tensors(parameters, optimizer), storage_writer=writer, no_dist=WORLD == 1)
+            if RANK == 0:
+                (unfinished / "state.json").write_text(json.dumps(state))
+            barrier()
+            sums = checksums(unfinished)
+            if RANK == 0:
+                (unfinished / SUMS).write_text("".join(sums))
         if RANK == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        barrier()
-        writer = HuggingFaceStorageWriter(unfinished, save_distributed=True)
-        dcp.save(tensors(parameters, optimizer), storage_writer=writer, no_dist=WORLD == 1)
-        if RANK == 0:
-            (unfinished / "state.json").write_text(json.dumps(state))
-            shutil.rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
-            for old in self.checkpoints()[:-2]:
-                shutil.rmtree(old)
+            for other in set(final.parent.iterdir()) - {final, self.saved}:
+                remove(other)
+        self.saved = final
         barrier()
 
+    @contextmanager
+    def catching_signals(self):
+        """The first Ctrl-C or SIGTERM asks the loop to stop where it can; a second one ends the process at once."""
+
+        def ask(number, _):
+            self.stop.append(number)
+            for other in previous:
+                signal.signal(other, signal.SIG_DFL)
+            if RANK == 0:
+                os.write(2, b"\nstopping as soon as the run can go on from there; once more stops at once\n")
+
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
+            previous |= {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def stop_if_asked(self, state, parameters, optimizer):
+        """After a signal to any rank: leaves a checkpoint of `state` and raises SystemExit, which says how to go on."""
+        if not everywhere(not self.stop):
+            self.save(state, parameters, optimizer)
+            raise SystemExit(f"stopped after step {state['steps']}; to go on: python wd1.py --resume --output_dir {self.path}")
+
     def start(self, step):
-        """Creates the directory; of a resumed run it drops what was logged after its checkpoint: it is about to recur."""
+        """Creates the directory; of a resumed run it drops what came after its checkpoint: it is about to recur."""
         barrier()  # nobody finds another's new files where nothing should be
         if RANK == 0:
-            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            with named(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self.claim()
+            if not self.config.resume:
+                self.refuse_another_run()  # that began in the meantime
             self.write_json("config.json", asdict(self.config))
         barrier()
         if not everywhere((self.path / "config.json").exists()):
             raise InputError(f"--output_dir {self.path} must be on a file system that all nodes share")
         if RANK:
             return
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            file = self.path / name
-            lines = file.read_text().splitlines(keepends=True) if self.saved and file.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            replace(file, lambda path: path.write_text("".join(kept)))  # noqa: B023
+        (self.path / "checkpoint").mkdir(exist_ok=True)
+        for later in self.path.glob("checkpoint/step-*[0-9]"):
+            if self.saved is None or later.name > self.saved.name:
+                later.rename(later.with_name(later.name + ".damaged"))  # until the next checkpoint stands
+        for name in LOGS:
+            file, kept = self.path / name, []
+            if self.saved and file.exists():
+                with refusing(f"{file} cannot be read"):
+                    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+                    kept = [line for line in lines if json.loads(line)["step"] <= step]
+            with replacing(file) as unfinished:
+                unfinished.write_text("".join(kept))
+            if name == "metrics.jsonl":
+                self.history = [json.loads(line) for line in kept]
 
-    def record(self, step, metrics, prompt=None, samples=()):
-        """Appends a line to metrics.jsonl, and to samples.jsonl one for each (completion, reward)."""
-        if RANK == 0:
-            samples = [dict(step=step, prompt=prompt, completion=text, reward=reward) for text, reward in samples]
-            for name, lines in (("samples.jsonl", samples), ("metrics.jsonl", [{"step": step, **metrics}])):
-                with (self.path / name).open("a") as file:
-                    file.write("".join(json.dumps(line) + "\n" for line in lines))
+    def record(self, step, metrics, timings=None, prompt=None, samples=()):
+        """Appends a line to metrics.jsonl, where two equal runs are equal, and to timings.jsonl, where they never are; and
+        one to samples.jsonl for each (completion, reward). Warns, once, when the figures say that the run goes wrong."""
+        if RANK:
+            return
+        self.history.append(metrics)
+        if not any("warning" in line for line in self.history) and (warning := advice(self.history)):
+            metrics["warning"] = warning
+            print(f"\nwd1: step {step}: {warning}", file=sys.stderr)
+        lines = {
+            "samples.jsonl": [dict(prompt=prompt, completion=text, reward=reward) for text, reward in samples],
+            "timings.jsonl": [timings] if timings else [],
+            "metrics.jsonl": [metrics],
+        }
+        for name, entries in lines.items():
+            with named(self.path / name), (self.path / name).open("a") as file:
+                file.write("".join(json.dumps({"step": step, **entry}) + "\n" for entry in entries))
 
-    def progress(self, metrics, evaluation):
+    def progress(self, metrics, timings, evaluation):
         """The figures that stand behind the progress bar."""
         shown = {name: metrics[name] or 0.0 for name in ("reward", "accuracy", "loss")} | {"held-out": evaluation["accuracy"]}
-        return {name: f"{value:.2f}" for name, value in shown.items()} | {"tokens/s": f"{metrics['tokens_per_second']:.0f}"}
+        return {name: f"{value:.2f}" for name, value in shown.items()} | {"tokens/s": f"{timings['tokens_per_second']:.0f}"}
 
     def write_json(self, name, content):
-        replace(self.path / name, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+        with replacing(self.path / name) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
     def finish(self, model, tokenizer, summary):
         """Writes the trained model, which load_model and plain transformers (peft, after LoRA) read, and the summary."""
         weights = full_weights(model)
         if RANK == 0:
-            shutil.rmtree(self.path / "model", ignore_errors=True)
-            model.save_pretrained(self.path / "model", **weights)
-            tokenizer.save_pretrained(self.path / "model")
+            with replacing(self.path / "model") as unfinished:
+                model.save_pretrained(unfinished, **weights)
+                tokenizer.save_pretrained(unfinished)
             self.write_json("summary.json", summary)
         barrier()

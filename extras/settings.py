@@ -65,9 +65,9 @@ def check(config):
     config.output_dir = config.output_dir or default_output_dir(config)
 
 
-def check_lengths(config, prompts, model_config):
-    """Refuses prompts (lists of tokens) that leave no room for the completions."""
-    longest, limit = max(map(len, prompts)) + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
+def check_lengths(config, prompt_length, model_config):
+    """Refuses prompts of up to `prompt_length` tokens if they leave no room for the completions."""
+    longest, limit = prompt_length + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
     if longest > limit:
         raise InputError(
             f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "

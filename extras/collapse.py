@@ -1,0 +1,90 @@
+"""Where wd1 fails at a high learning rate, on the demo; what that looks like, and what prevents it.
+
+    make collapse          # an hour and a half on two cores; finished runs in runs/collapse are not repeated
+
+w- pushes log p of the worse completions down, and there is no floor. While steps are small, the completions that are pulled
+up hold the rest in place; large steps push the policy off what the base has learned, so that it writes less and less that is
+rewarded. wd1-positive, which only pulls, is run at the same rates.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+
+SEEDS, RUNS, RATES = (0, 1, 2), Path("runs/collapse"), (1e-4, 3e-4, 1e-3, 3e-3)
+FAILING = 1e-3  # where remedies are tried
+REMEDIES = {
+    "without w- (wd1-positive)": ["--objective", "wd1-positive"], "lambda 4 (psi 1/4)": ["--lam", "4"],
+    "gradients clipped to norm 0.1": ["--max_grad_norm", "0.1"], "one update a batch": ["--num_iterations", "1"],
+    "a KL to the base, beta 1 (psi 1/2)": ["--beta", "1"],
+}  # fmt: skip
+CASES = {f"{rate:g}": ["--learning_rate", str(rate)] for rate in RATES}
+CASES |= {name: ["--learning_rate", str(FAILING), *options] for name, options in REMEDIES.items()}
+
+
+def run(name, seed):
+    """The metrics of each step of a run, which is made now if it is not there."""
+    directory = RUNS / f"{name.split(' (')[0].replace(', ', '-').replace(' ', '-')}-seed{seed}"
+    if not (directory / "summary.json").exists():
+        words = ["--output_dir", str(directory)]
+        words += ["--resume"] if (directory / "config.json").exists() else ["--seed", str(seed), *CASES[name]]
+        threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "wd1.py", *words], env=threads, capture_output=True, text=True)
+        if done.returncode and "no finite loss" not in done.stderr:
+            raise SystemExit(done.stderr)
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def plot(runs, out):
+    """Reward, entropy, gradient norm and held-out accuracy of the runs at each learning rate, all seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), dpi=110)
+    titles = {"reward": "reward of the samples", "entropy": "entropy, nats a token", "grad_norm": "norm of the gradient"}
+    for number, rate in enumerate(f"{rate:g}" for rate in RATES):
+        for seed, lines in enumerate(runs[rate]):
+            steps = lines[1:]
+            style = dict(color=f"C{number}", alpha=0.75, linewidth=1.1, label=f"learning rate {rate}" if seed == 0 else None)
+            for axes, name in zip(panels, titles):
+                points = [fmean(line[name] or 0.0 for line in steps[max(i - 4, 0) : i + 1]) for i in range(len(steps))]
+                axes.plot([line["step"] for line in steps], points, **style)
+            tested = [line for line in lines if "eval" in line]
+            panels[3].plot([line["step"] for line in tested], [line["eval"]["accuracy"] for line in tested], **style)
+    for axes, title in zip(panels, [*titles.values(), "held-out accuracy"]):
+        axes.set(xlabel="training step", title=title)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].set_yscale("log")
+    panels[3].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out)
+
+
+def main():
+    from extras.tiny import tiny_base
+
+    for seed in SEEDS:  # before the runs need them
+        tiny_base(seed)
+    with ThreadPoolExecutor(int(os.environ.get("JOBS", 2))) as pool:
+        futures = {name: [pool.submit(run, name, seed) for seed in SEEDS] for name in CASES}
+        runs = {name: [future.result() for future in futures[name]] for name in CASES}
+    heads = "learning rate, or what is changed at 1e-3", "accuracy at the end, seeds 0, 1, 2", "lowest reward", "warned at step"
+    print("\n| " + " | ".join(heads) + " |\n|---|---|---|---|")
+    for name, seeds in runs.items():
+        accuracy = ", ".join(f"{lines[-1]['eval']['accuracy']:.1%}" if "eval" in lines[-1] else "stopped" for lines in seeds)
+        rewards = [[line["reward"] for line in lines[1:]] for lines in seeds]
+        lowest = ", ".join(f"{min(fmean(found[i : i + 5]) for i in range(20, len(found) - 4)):.2f}" for found in rewards)
+        warned = ", ".join(next((str(line["step"]) for line in lines if "warning" in line), "-") for lines in seeds)
+        print(f"| {name} | {accuracy} | {lowest} | {warned} |")
+    plot(runs, "assets/collapse.png")
+
+
+if __name__ == "__main__":
+    main()

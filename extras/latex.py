@@ -1,0 +1,105 @@
+r"""Whether two LaTeX answers mean the same: math-verify decides, kept from what it would take long over or hand to Python.
+
+math-verify compares answers well, but has no bound on its time: seconds for a wrong equation, for ever for a tower of powers.
+Its own limit is an alarm, and a reward must not depend on how busy the machine is. So an answer is judged by its look first.
+What is much more complicated than the gold answer cannot be equal to it, or would be equal only after a simplification that
+nobody asked for, and is refused. Tuples, intervals and equations are taken apart here, which is ten times as fast.
+"""
+
+import itertools
+import logging
+import re
+
+COMMANDS = set(  # those that an answer may use though the gold answer does not
+    "left right frac dfrac tfrac sqrt text textbf mbox mathrm cdot times div pm cup in circ le leq ge geq begin end".split()
+)
+LIMITS = {  # how often an answer may use these, or as often as the gold answer does; only signs if that is an equation
+    r"\^": 2, r"[(\[|]": 2, r"\\sqrt": 2, r"\{": 8, r"[,;]|\\cup": 3, r"[-+/]|\\pm": 4, "!": 0, "%": 1,
+    r"[=<>]|\\[lg]eq?(?![a-z])": 1,
+}  # fmt: skip
+FUNCTION = r"\\(a?sin|cos|tan|cot|sec|csc|arc|ln|log|exp)"
+TOO_HARD = re.compile(
+    r"[0-9]{13}|\^\s*\{?\s*-?\s*[0-9]{3}"  # long numbers and exponents
+    r"|\^\s*\{[^{}]*\^|[)}\]]\s*\^\s*\{?\s*-?\s*([0-9]{2}|[6-9])"  # towers, and high powers of groups
+    r"|[0-9]{3}\s*!|!\s*!|%\s*[^\s$]"  # large factorials, and percent signs but at the end
+    r"|\\(sum|prod|int|lim|big|op|mod|bmod|det|max|min|gcd|lcm)"
+    rf"|{FUNCTION}.*({FUNCTION}|=)|=.*{FUNCTION}"  # several functions, or one in an equation
+)
+SEVERAL = re.compile(r"[,;&<>]|\\\\|\\(cup|pm|in|[lg]eq?)(?![a-z])|\b(and|or)\b")  # marks of a list, matrix, interval or set
+THOUSANDS = r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))"
+
+
+def comparable(answer, gold):
+    """Whether `answer` may be equal to `gold` and is about as simple, in which case math-verify takes milliseconds."""
+    answer, gold = (re.sub(r"(?<!\\)\\[!,;: ]\s*|\{,\}", "", text) for text in (answer, gold))
+    commands, allowed = (set(re.findall(r"\\([a-zA-Z]+)", text)) for text in (answer, gold))
+    # No letter that the gold answer lacks, but in a unit, or in front of the value as in x = 5.
+    plain = r"\\(text|mbox|mathrm)\s*\{[^}]*\}|\\[a-z]+|matrix|[a-z]{2,}\.?\s*$" + r"|^.*(=|\\in(?![a-z]))" * ("=" not in gold)
+    letters = set(re.findall("[a-z]", re.sub(plain, "", answer.lower())))
+    several = {bool(SEVERAL.search(re.sub(THOUSANDS, "", text))) for text in (answer, gold)}
+
+    def few_enough(mark, most):
+        most = most if "=" not in gold or "+" in mark else 0
+        return len(re.findall(mark, answer)) <= max(len(re.findall(mark, gold)), most)
+
+    return (
+        len(answer) <= 60 + 2 * len(gold)
+        and not TOO_HARD.search(answer)
+        and not TOO_HARD.search(gold)
+        and commands <= COMMANDS | allowed
+        and letters <= set(gold.lower())
+        and len(several) == 1
+        and all(few_enough(mark, most) for mark, most in LIMITS.items())
+    )
+
+
+def in_brackets(latex):
+    """The brackets and the elements of a tuple or an interval such as `(a, b]`, or None."""
+    latex = re.sub(r"\\(left|right)(?![a-z])", "", latex).strip()
+    depths = list(itertools.accumulate((character in "([{") - (character in ")]}") for character in latex))
+    commas = [place for place, character in enumerate(latex) if character == "," and depths[place] == 1]
+    if not commas or latex[0] not in "([" or depths[-1] != 0 or 0 in depths[:-1]:
+        return None
+    places = [0, *commas, len(latex) - 1]
+    return latex[0] + latex[-1], [latex[start + 1 : end] for start, end in zip(places, places[1:])]
+
+
+def number(digits):
+    """What takes the place of math-verify's own conversion of digits, which has Python evaluate them."""
+    import sympy
+
+    digits = re.sub("[, ]", "", digits)
+    return sympy.Integer(digits) if digits.isdigit() else sympy.Float(digits)
+
+
+def equivalent(answer: str, gold: str) -> bool:
+    """Whether two LaTeX answers mean the same; long or hostile answers mean only themselves."""
+    answer, gold = answer.strip(), gold.strip()
+    if answer == gold or max(len(answer), len(gold)) > 200:
+        return answer == gold
+    layout = r"\\(left|right)(?![a-z])|(?<![0-9])\s+|\s+(?![0-9])"  # not the space of 2 1/2
+    if re.sub(layout, "", answer) == re.sub(layout, "", gold):
+        return True
+    if re.fullmatch("-?[0-9]+", answer) and re.fullmatch("-?[0-9]+", gold):
+        return int(answer) == int(gold)
+    tuples = in_brackets(answer), in_brackets(gold)
+    if all(tuples):
+        (kind, parts), (gold_kind, gold_parts) = tuples
+        return kind == gold_kind and len(parts) == len(gold_parts) and all(map(equivalent, parts, gold_parts))
+    sides, gold_sides = answer.split("="), gold.split("=")
+    if len(sides) == len(gold_sides) == 2 and sides[0].strip() == gold_sides[0].strip():
+        return equivalent(sides[1], gold_sides[1])
+    if not comparable(answer, gold):
+        return False
+    # Seconds to import: only when MATH is used. Of its two readers the one for plain text hands the text to Python's eval.
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of what it cannot read
+    latex2sympy2.convert_number, latex2sympy2._Latex2Sympy.parse_number = number, staticmethod(number)
+    try:
+        latex = [LatexExtractionConfig()]
+        values = [parse(f"\\boxed{{{text}}}", extraction_config=latex, parsing_timeout=5) for text in (gold, answer)]
+        return bool(verify(*values, timeout_seconds=5))
+    except Exception:  # whatever a model's LaTeX does to a parser, it is a wrong answer
+        return False
