@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 
 import rewards
 import wd1
-from extras import faults
+from extras import faults, fuzz
 from extras.health import advice, describe, self_check
+from extras.latex import equivalent
 from rewards import TASKS, InputError
 
 torch.set_num_threads(1)  # the models are tiny: more threads only get in each other's way
@@ -1074,6 +1075,35 @@ def test_rewards_are_total(name, text):
         assert isinstance(reward, float) and math.isfinite(reward) and isinstance(task.correct(completion, EXAMPLES[name]), bool)
 
 
+def test_a_fuzzer_finds_nothing_and_would_find_something(monkeypatch):
+    """A few hundred of the million of `make fuzz`; and rewards that raise, or run or open something, are noticed."""
+    watch, draw = fuzz.Watch(), random.Random(0)
+    for number in range(600):
+        watch.judge(fuzz.completion(draw), draw)
+        if number == 300:
+            watch.seen.clear()  # until here sympy has loaded its modules
+    assert watch.seen == [] and all(len(times) == 600 for times in watch.times.values())
+    for function in fuzz.TARGETS.values():
+        for _ in range(300):
+            function(fuzz.completion(draw))
+    for deed in (lambda *_: exec("1"), lambda *_: open(os.devnull).close() or 0.0, lambda *_: 1 / 0, lambda *_: math.nan):
+        monkeypatch.setattr(rewards.Sudoku, "reward", deed)
+        watch.seen.clear()
+        watch.judge("x", draw)
+        assert [name for name, *_ in watch.seen] == ["sudoku"]
+
+
+@pytest.mark.parametrize(
+    "answer, gold, same",
+    [("\\frac34", "\\frac{3}{4}", True), ("0.75", "\\frac{3}{4}", True), ("3/4", "\\frac{3}{4}", True), ("(3, \\pi/2)", "\\left( 3, \\frac{\\pi}{2} \\right)", True),
+     ("[0, \\infty)", "[0,\\infty)", True), ("(0, \\infty)", "[0,\\infty)", False), ("2\\sqrt{13}", "\\sqrt{52}", True), ("9i+6", "6+9i", True), ("1,450", "1450", True),
+     ("x = 5", "5", True), ("y=3+2x", "y = 2x + 3", True), ("(x+1)(x+2)", "x^2+3x+2", True), ("x^2+3x+3", "x^2+3x+2", False), ("\\text{Evelyn}", "Evelyn", True),
+     ("50\\%", "50", True), ("90^\\circ", "90", True), ("9^{9^{9^9}}", "3", False), ("12", "13", False), ("{" * 150, "3", False), ("__import__('os')", "3", False)],
+)  # fmt: skip
+def test_latex_answers_that_mean_the_same(answer, gold, same):
+    assert equivalent(answer, gold) is same and equivalent(gold, gold)
+
+
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("unit", ["<answer>", "</answer>", "<reasoning>\n", "\n</reasoning>\n<answer>", "\\boxed{", "}{", "1", " ", "\n"])
 def test_rewards_take_a_megabyte(name, unit):
@@ -1850,7 +1880,6 @@ HOSTILE = {  # what a stranger put into a checkpoint -> (how, what the sentence 
     "odd tokenizer settings": (tokenizer_setting(model_input_names=["x"], model_max_length="x", _tokenizer="x", split_special_tokens=True), None),
     "a template that is none": (tokenizer_setting(chat_template={"default": 1}), "chat template"),
     "a panic in Rust": (tokenizer_part(lambda parts: parts.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})), "no readable tokenizer"),
-    "tokens beyond the model": (tokenizer_part(lambda parts: parts["model"]["vocab"].update(zzz=5000)), "tokens beyond"),
     "a layer too many": (lambda d: damage(d, n_layers=10**9), "n_layers|num_hidden_layers"), "too wide": (lambda d: damage(d, d_model=10**9), "hidden_size"),
     "too many words": (lambda d: damage(d, embedding_size=10**8), "vocab_size"), "wide, within reason": (lambda d: damage(d, d_model=2**16), "bytes of safetensors"),
     "a long context": (lambda d: damage(d, max_sequence_length=10**15), "max_position"), "no heads": (lambda d: damage(d, n_kv_heads=0), "num_key_value_heads"),
@@ -1899,11 +1928,12 @@ def test_nothing_of_a_hostile_checkpoint_is_executed(tmp_path, monkeypatch, what
 
 
 ADAPTERS = {  # the same for LoRA
-    "another method, with a model of its own": (dict(peft_type="SHADOW", shadow_model="evil/repo"), "not plain LoRA"),
-    "an endless pattern": (dict(target_modules="([a-z_.0-9]+)+X"), "not plain LoRA"),
+    "another method, with a model of its own": (dict(peft_type="SHADOW", shadow_model="evil/repo"), "shadow_model = 'evil/repo'"),
+    "not LoRA": (dict(peft_type="BOFT"), "not plain LoRA"), "an endless pattern": (dict(target_modules="([a-z_.0-9]+)+X"), "not plain LoRA"),
     "a rank too high": (dict(r=10**6), "r = 1000000 is no number"), "DoRA": (dict(use_dora=True), "use_dora = True is not supported"),
     "copied layers": (dict(layer_replication=[[0, 2], [0, 2]]), "layer_replication"), "another start": (dict(init_lora_weights="pissa_niter_999999999"), "init_lora_weights"),
     "a module to import": (dict(megatron_core="evil"), "megatron_core"), "infinite": (dict(lora_alpha=1e400), "not plain LoRA"),
+    "more than its file holds": (dict(r=64), "r = 64, but"), "a setting of another day": (dict(scale_squared=True), "scale_squared = True"),
     "itself as its base": (dict(base_model_name_or_path="{itself}"), "recursion"),
 }  # fmt: skip
 
@@ -1930,6 +1960,48 @@ def test_nothing_of_hostile_adapters_is_executed(tmp_path, monkeypatch, what):
     with pytest.raises(InputError, match=expected):
         wd1.load_model(directory)
     assert not list(tmp_path.rglob("EXECUTED")) and not [name for _, name in SEEN if str(name).endswith(".bin")]
+
+
+def test_what_checkpoints_of_other_programs_look_like_still_loads(tmp_path):
+    """Special tokens in special_tokens_map.json alone; added_tokens.json; an index that is left over; links into the hub's cache."""
+    directory, *_ = write_checkpoint(tmp_path / "model", "llada")
+    want, tokenizer = wd1.load_model(directory)
+    ids = tokenizer("the <|mask|> land", return_tensors="pt").input_ids
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    specials = {name: settings.pop(name) for name in ("mask_token", "eos_token", "pad_token")}
+    settings.pop("added_tokens_decoder")
+    (directory / "special_tokens_map.json").write_text(json.dumps(specials))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    damage(directory, mask_token_id=None, eos_token_id=None)
+    model, its = wd1.load_model(directory)
+    assert model.config.mask_token_id == 261 and torch.equal(its("the <|mask|> land", return_tensors="pt").input_ids, ids)
+
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/1"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for number, file in enumerate(directory.iterdir()):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    assert torch.equal(wd1.predict_logits(wd1.load_model(snapshot)[0], ids), wd1.predict_logits(want, ids))
+
+    whole, *_ = write_checkpoint(tmp_path / "whole", "llada", shards=1)
+    (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model-00001-of-00009.safetensors"}}))
+    assert torch.equal(wd1.predict_logits(wd1.load_model(whole)[0], ids), wd1.predict_logits(want, ids))
+
+    slow, *_ = write_checkpoint(tmp_path / "slow", "Dream")
+    settings = json.loads((slow / "tokenizer_config.json").read_text())
+    added = settings.pop("added_tokens_decoder")
+    (slow / "tokenizer_config.json").write_text(json.dumps(settings))
+    (slow / "added_tokens.json").write_text(json.dumps({token["content"]: int(number) for number, token in added.items()}))
+    damage(slow, mask_token_id="absent")
+    assert wd1.load_model(slow)[0].config.mask_token_id == 261
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(tmp_path, capsys):
+    config = json.loads((HERE / "tiny_config.json").read_text()) | dict(vocab_size=20, embedding_size=20)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, out = run(tmp_path, tmp_path / "config.json")
+    assert code == 2 and "has tokens beyond the 20" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception('boo') }}", "{% if", "{{ messages[5].x.y }}",
@@ -2009,7 +2081,8 @@ def test_the_metrics_of_a_step_are_what_they_say(tmp_path, monkeypatch):
     rollout = wd1.Rollout(torch.zeros(4, 2), None, completion, None, probability, torch.tensor([3, 3, 1, 1]))
     monkeypatch.setattr(rewards.Sudoku, "correct", lambda self, text, row: text == row)
     rewarded_as = torch.tensor([[1.0, 1.0], [0.0, 0.5]])
-    found = describe(config, model.config, rollout, list("abcd"), rewarded_as, list("abxx"))
+    w_plus = wd1.group_weights(rewarded_as)[0].view(4, 1)
+    found = describe(config, model.config, rollout, list("abcd"), rewarded_as, w_plus, list("abxx"))
     expected = dict(reward=0.625, accuracy=0.5, degenerate_groups=0.5, length=11 / 4, truncated=0.5, denoising_steps=2.0)
     assert found.pop("entropy") == pytest.approx(math.log(2) * (1 + 2 + 1 + 3) / 11) and found == pytest.approx(expected)
 
@@ -2042,6 +2115,8 @@ def test_advice_is_given_when_a_run_goes_wrong_and_only_then():
     falls = rising[:60] + list(np.linspace(0.5, 0.1, 40) + noise[:40])
     assert "the reward has fallen from 0.4" in advice(history(falls)) and "--learning_rate" in advice(history(falls))
     assert advice(history(rising[:60] + [0.0])) is None, "a bad step is not long"
+    lucky = [0.0] * 40 + [0.1] + [0.0] * 600
+    assert advice(history(lucky)) is None, "one reward in hundreds of steps"
     certain = [1.0] * 30 + [0.01] * 10
     assert "the entropy has collapsed to 0.01 nats" in advice(history([0.5] * 40, certain))
     assert advice(history([0.5] * 40, certain, accuracy=0.99)) is None, "certain and right"

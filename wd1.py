@@ -59,7 +59,7 @@ from extras.checkpoints import LLADA_WEIGHTS, find_checkpoint, four_bits, read_c
 from extras.health import describe, self_check
 from extras.pictures import plot_runs
 from extras.runs import RunDirectory
-from extras.settings import check, check_lengths, eval_steps, parse_arguments
+from extras.settings import check, check_prompts, eval_steps, parse_arguments
 from extras.vetting import check_finite, check_weights, vetted
 from extras.watch import show
 from rewards import TASKS, InputError, judge, refusing
@@ -176,7 +176,7 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     tokenizer = read_tokenizer(path, config)
     four_bit = four_bits(path, device, dtype) if load_in_4bit and device != "meta" else {}
     if device != "meta":
-        check_weights(path, stock, config, dtype, LLADA_WEIGHTS)
+        check_weights(path, stock, config, 0 if four_bit else dtype.itemsize, LLADA_WEIGHTS)
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
@@ -240,7 +240,7 @@ class Rollout:
     attention_mask: Optional[Tensor]  # [B, P], as given
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T for EOS filled in. x_t masks written_at >= t
-    probability: Tensor  # float [B, L]: the model's, of each token as it was written; 1 for EOS filled in
+    probability: Tensor  # float [B, L]: the sampling policy's, of each token as it was written; 1 for EOS filled in
     steps: Tensor  # long [B]: denoising steps taken, at most T
     guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
     confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when proposed, else 0
@@ -580,7 +580,7 @@ def set_up(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
-    check_lengths(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids.shape[1], model.config)
+    check_prompts(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids, model.config)
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from extras.lora import add_adapters
 
@@ -759,7 +759,7 @@ def train(config):
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
     state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0, "failures": 0}
-    state["problems"] = zlib.crc32(json.dumps([train_set["prompt"][:], test_set["prompt"][:]]).encode())
+    state["problems"] = zlib.crc32(json.dumps([train_set[:], test_set[:]]).encode())
     state = run.restore(state, parameters, optimizer)
     passes = collections.Counter(forward=state["forward_passes"])
     for network in {model, reference or model}:
@@ -786,11 +786,12 @@ def train(config):
             timings = {"tokens_per_second": rollout.completion.numel() / (time.time() - begin)}
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
             optimizer.param_groups[0]["lr"] = learning_rate  # from the step's number alone
-            metrics = describe(config, model.config, rollout, texts, rewards, rows) | {"learning_rate": learning_rate}
+            metrics = describe(config, model.config, rollout, texts, rewards, weights[0], rows)
+            metrics["learning_rate"] = learning_rate
             metrics |= learn(model, reference, optimizer, rollout, rewards, weights, config)
             state["failures"] = state["failures"] + 1 if metrics["loss"] is None else 0  # in a row
             if state["failures"] == 3:
-                hint = f"{run.path}/checkpoint holds the last good weights; start again with a lower --learning_rate"
+                hint = "start again with a lower --learning_rate"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
@@ -838,7 +839,8 @@ def evaluate_model(model, tokenizer, test_set, config):
     for length in config.eval_lengths:
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        correct, reward = zip(*parallel.spread(lambda answer: (task.correct(*answer), task.reward(*answer)), answers))
+        judged = parallel.spread(lambda answer: (judge(task.correct, *answer), judge(task.reward, *answer)), answers)
+        correct, reward = zip(*judged)
         lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
     return {**lengths[str(nearest)], "lengths": lengths}

@@ -42,7 +42,7 @@ ONLY = {  # settings that a stock class would ignore, and so compute something e
     "attention_layer_norm": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
     "layer_norm_with_affine": True, "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
     "clip_qkv": None, "use_sliding_window": False, "quantization_config": None,
-    "partial_rotary_factor": None,
+    "partial_rotary_factor": 1.0,
 }  # fmt: skip
 # All that a stock class is told of a config.json: transformers would, for one, fetch attention kernels that it names.
 BELIEVED = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
@@ -116,8 +116,6 @@ def read_tokenizer(path, config):
         ids = ids if isinstance(ids, list) else [ids]
         if not ids or not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
             raise InputError(f"{path}: no {name} token: no fit {name}_token_id in config.json, nor one in the tokenizer")
-    if path.is_dir() and max(tokenizer.get_vocab().values()) >= config.vocab_size:
-        raise InputError(f"{path}: the tokenizer has tokens beyond the {config.vocab_size} of the model")
     return tokenizer
 
 
@@ -129,6 +127,8 @@ def load_tokenizer(path):
     stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer
     with vetted(path, weights=False) as files:
         tokenizer = stock.from_pretrained(files)
+    if isinstance(tokenizer.chat_template, dict):  # several, by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not isinstance(tokenizer.chat_template, str | None):
         raise ValueError("the chat template is no text")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

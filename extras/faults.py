@@ -111,7 +111,8 @@ def content(file):
 
 def differs(directory, reference):
     """The name of the first file in which a finished run is not the reference, or nothing."""
-    for pattern in ("metrics.jsonl", "samples.jsonl", "model/*.safetensors", "checkpoint/step-*/*.safetensors"):
+    newest = f"checkpoint/step-*{SETTINGS['max_steps']}/*.safetensors"
+    for pattern in ("metrics.jsonl", "samples.jsonl", "model/*.safetensors", newest):
         files = [sorted(file.relative_to(run) for file in run.glob(pattern)) for run in (directory, reference)]
         if files[0] != files[1]:
             return f"has {pattern}: {[str(file) for file in files[0]]}"
@@ -216,8 +217,31 @@ def asked_to_stop(reference, rounds, draw):
             yield end(directory, reference)
 
 
+def reader_gone(reference, rounds, draw):
+    """Ctrl-C that also ends the `tee` that reads the output, or that comes twice at once: a checkpoint all the same"""
+    for round in range(rounds):
+        directory, (reading, writing) = fresh(reference, "stopped"), os.pipe()
+
+        def pipe():
+            os.close(reading)  # noqa: B023
+            for number in (1, 2):
+                os.dup2(writing, number)  # noqa: B023
+
+        process = start(directory, pipe if round % 2 == 0 else lambda: None, save_every=50)
+        os.close(writing)
+        while not (directory / "metrics.jsonl").exists():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.3))
+        os.close(reading)
+        for number in [signal.SIGINT] + [signal.SIGTERM] * (round % 2):
+            os.kill(process, number)
+        code = wait(process)
+        kept = list(directory.glob("checkpoint/step-*/state.json"))
+        yield (None if kept else f"exit code {code}, no checkpoint") or end(directory, reference)
+
+
 def asked_twice(reference, rounds, draw):
-    """Ctrl-C twice: the second ends the process at once"""
+    """Ctrl-C twice, a second apart: the second ends the process at once"""
     for _ in range(rounds):
         directory = fresh(reference, "stopped")
         process = start(directory, lambda: setattr(wd1, "learn", lambda *_: time.sleep(60)))
@@ -225,7 +249,7 @@ def asked_twice(reference, rounds, draw):
             time.sleep(0.001)
         time.sleep(0.5)
         os.kill(process, signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(1.2)
         os.kill(process, draw.choice([signal.SIGINT, signal.SIGTERM]))
         begin = time.time()
         code = wait(process)
@@ -268,7 +292,7 @@ def all_damaged(reference, rounds, draw):
     before = digest(directory)
     code = wait(start(directory))
     kept = digest(directory) == before
-    yield complain(directory, "every checkpoint") or (None if code == 2 and kept else f"exit code {code}, kept {kept}")
+    yield complain(directory, "no checkpoint") or (None if code == 2 and kept else f"exit code {code}, kept {kept}")
 
 
 def digest(directory):
@@ -443,8 +467,9 @@ def lost_rank(reference, rounds, draw):
 
 FAULTS = {  # how often each is tried by `make faults` and by the tests; those that cannot be drawn are all tried
     killed_at_every_change: (200, 12), killed_at_random: (60, 2), killed_while_saving: (60, 2), asked_to_stop: (40, 3),
-    asked_twice: (5, 1), bit_flipped: (100, 3), truncated: (60, 2), all_damaged: (1, 1), disk_full: (40, 2), read_only: (10, 2),
-    changed: (1, 1), two_at_once: (20, 2), nan_gradients: (10, 2), bad_rewards: (14, 3), lost_rank: (5, 1),
+    reader_gone: (20, 2), asked_twice: (5, 1), bit_flipped: (100, 3), truncated: (60, 2), all_damaged: (1, 1),
+    disk_full: (40, 2), read_only: (10, 2), changed: (1, 1), two_at_once: (20, 2), nan_gradients: (10, 2),
+    bad_rewards: (14, 3), lost_rank: (5, 1),
 }  # fmt: skip
 
 

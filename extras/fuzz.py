@@ -220,7 +220,8 @@ def main():
         return guided(arguments.guided, arguments.completions)
     import tempfile
 
-    count, parts = arguments.completions, 40
+    count = arguments.completions
+    parts = min(40, -(-count // 1000))  # processes begin anew, so that sympy's caches do not grow for ever
     with tempfile.TemporaryDirectory() as empty, multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=4) as pool:
         results = pool.starmap(work, [(seed, -(-count // parts), empty) for seed in range(parts)], chunksize=1)
         left = os.listdir(empty)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from statistics import fmean
+from statistics import fmean, variance
 
 import torch
 
@@ -37,9 +37,11 @@ def self_check(model, prompt, attention_mask=None, name="the model", length=16):
     text = generate(model, prompt, **options).completion
     hidden = (torch.rand(text.shape, generator=draw) < 0.5).to(text.device)
 
+    columns = torch.arange(prompt.shape[1], prompt.shape[1] + length, device=prompt.device)
+
     def restored(cover):  # mean log-probability of the hidden tokens
         canvas = torch.cat([prompt, torch.where(hidden, cover, text)], 1)
-        log_probs = predict_logits(model, canvas, attention_mask)[:, prompt.shape[1] :].log_softmax(-1)
+        log_probs = predict_logits(model, canvas, attention_mask, columns).log_softmax(-1)
         return log_probs.gather(-1, text[..., None])[..., 0][hidden].mean().item()
 
     noise = torch.randint(size, text.shape, generator=draw).to(text.device)
@@ -50,22 +52,25 @@ def self_check(model, prompt, attention_mask=None, name="the model", length=16):
     return gain
 
 
-def describe(config, model_config, rollout, texts, rewards, rows):
+def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
     """What a step's samples were like: the means that metrics.jsonl records.
 
-    texts: of the B completions; rewards [N, G]; rows: the B examples. "truncated" are completions without an EOS;
-    "entropy" is the mean of -log p over their tokens (nats), p the model's probability of each as it was written: an
-    estimate, from one sample, of how undecided the policy is, unbiased if sampled at temperature 1.
+    texts: of the B completions; rewards [N, G]; w_plus [B, columns]; rows: the B examples. "degenerate_groups" are those
+    whose rewards are all equal (for wd1++, of all guesses); "truncated" completions have no EOS. "entropy" is the mean of
+    -log p over their tokens (nats), p the probability that the sampling policy gave each as it was written. With random
+    remasking at temperature 1 that estimates the policy's entropy; low-confidence remasking writes what the policy is
+    surest of, which makes it smaller.
     """
     from wd1 import until_eos
 
     counted = until_eos(rollout.completion, model_config.eos_token_id)  # [B, L]
     ended = torch.isin(rollout.completion, torch.tensor(model_config.eos_token_id, device=config.device)).any(1)
+    groups = w_plus.view(len(rewards), -1)  # equal rewards have equal weights
     surprise = -rollout.probability.clamp(min=1e-30).log() * counted
     return {
         "reward": rewards.mean().item(),
         "accuracy": fmean(spread(lambda i: judge(TASKS[config.task].correct, texts[i], rows[i]), range(len(rows)))),
-        "degenerate_groups": (rewards.amax(1) == rewards.amin(1)).float().mean().item(),
+        "degenerate_groups": (groups.amax(1) == groups.amin(1)).float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),
         "entropy": (surprise.sum() / counted.sum()).item(),
@@ -79,9 +84,11 @@ def advice(history):
     if len(steps) < 2 * WINDOW:
         return None
     rewards, first, last = [line["reward"] for line in steps], steps[:WINDOW], steps[-WINDOW:]
-    averages = [fmean(rewards[i : i + WINDOW]) for i in range(len(rewards) - WINDOW + 1)]
-    high, low = max(averages[:-WINDOW]), averages[-1]
+    windows = [rewards[i : i + WINDOW] for i in range(len(rewards) - WINDOW + 1)]
+    best, now = max(windows[:-WINDOW], key=fmean), windows[-1]
+    high, low = fmean(best), fmean(now)
     noise = fmean((b - a) ** 2 for a, b in zip(rewards, rewards[1:])) / 2  # variance of a step, whatever the trend
+    noise = max(noise, (variance(best) + variance(now)) / 2)
     if high - low > max(0.1 * abs(high), 5 * math.sqrt(2 * noise / WINDOW)):  # five standard errors: there are many windows
         return (
             f"the reward has fallen from {high:.3g} to {low:.3g} (means of {WINDOW} steps): the updates are too large; start "

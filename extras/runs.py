@@ -9,11 +9,13 @@ bit: no generator's state needs saving.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +41,9 @@ def named(path):
     """Whatever cannot be written inside is an OSError that says where and why."""
     try:
         yield
-    except (OSError, SafetensorError, CheckpointException) as error:  # the last is not an Exception
+    except filelock.Timeout:  # an OSError
+        raise
+    except (OSError, NotImplementedError, SafetensorError, CheckpointException) as error:  # the last is not an Exception
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise OSError(f"{path} cannot be written ({reason}); what was there before is as it was") from None
@@ -47,7 +51,7 @@ def named(path):
 
 @contextmanager
 def replacing(path):
-    """A temporary path to write a file or a directory to; it takes the place of `path` at once, or not at all."""
+    """A temporary path to write a file or a directory to. What is there in the end takes the place of `path`, or nothing."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with named(path):
@@ -58,12 +62,13 @@ def replacing(path):
                     shutil.rmtree(path)
                 os.replace(unfinished, path)
     finally:
-        remove(unfinished)
+        with suppress(OSError):  # there is something else to say
+            remove(unfinished)
 
 
 def remove(path):
     if RANK == 0:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def tensors(parameters, optimizer):
@@ -88,16 +93,20 @@ def checksums(checkpoint):
         except OSError as error:
             return f"{error}  {file.name}\n"
 
-    return spread(line, sorted(file for file in checkpoint.iterdir() if file.name != SUMS))
+    files = sorted(file for file in checkpoint.iterdir() if file.name != SUMS)
+    return spread(line, files) if files else []
 
 
 def damage(checkpoint):
-    """The names of the files of a checkpoint that are not what was written."""
+    """The names of the files of a checkpoint that are not what was written; others may lie beside them."""
     try:
         written = (checkpoint / SUMS).read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError):
-        written = []
-    return sorted({line.split("  ")[-1].strip() for line in set(written) ^ set(checksums(checkpoint))})
+        return [SUMS]
+    name = lambda line: line.split("  ")[-1].strip()
+    listed, found = {name(line) for line in written}, checksums(checkpoint)
+    wrong = {name(line) for line in set(written) ^ set(found)}
+    return sorted(file for file in wrong if file in listed or file.endswith(".safetensors")) or [SUMS] * (not written)
 
 
 class RunDirectory:
@@ -134,7 +143,8 @@ class RunDirectory:
     def claim(self):
         if RANK == 0:
             try:
-                self.lock.acquire()
+                with named(self.path / ".lock"):
+                    self.lock.acquire()
             except filelock.Timeout:
                 raise InputError(f"--output_dir {self.path}: another process is writing there; let it end first") from None
 
@@ -149,7 +159,7 @@ class RunDirectory:
             if RANK == 0:
                 print(f"wd1: {checkpoint} is damaged ({', '.join(damaged)}), passed over", file=sys.stderr)
         if checkpoints:
-            raise InputError(f"every checkpoint of {self.path} is damaged: delete {self.path}/checkpoint to begin again")
+            raise InputError(f"no checkpoint in {self.path}/checkpoint is whole: put one back, or delete all to begin again")
 
     def restore(self, state, parameters, optimizer):
         """Puts the checkpoint, if there is one, into what is given and returns its state, else `state`."""
@@ -183,27 +193,38 @@ class RunDirectory:
             if RANK == 0:
                 (unfinished / SUMS).write_text("".join(sums))
         if RANK == 0:
-            for other in set(final.parent.iterdir()) - {final, self.saved}:
+            for other in set(final.parent.glob("step-*")) - {final, self.saved}:
                 remove(other)
         self.saved = final
         barrier()
 
     @contextmanager
     def catching_signals(self):
-        """The first Ctrl-C or SIGTERM asks the loop to stop where it can; a second one ends the process at once."""
+        """A first Ctrl-C or SIGTERM asks the loop to stop where it can; another, a second later, ends the process at once.
+
+        Not earlier: schedulers signal every process, and torchrun then passes it on. After an error the lock is given back.
+        """
 
         def ask(number, _):
-            self.stop.append(number)
-            for other in previous:
-                signal.signal(other, signal.SIG_DFL)
-            if RANK == 0:
-                os.write(2, b"\nstopping as soon as the run can go on from there; once more stops at once\n")
+            self.stop.append(time.monotonic())
+            if self.stop[-1] > self.stop[0] + 1:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            if RANK == 0 and len(self.stop) == 1:
+                try:
+                    os.write(2, b"\nstopping as soon as the run can go on from there; once more stops at once\n")
+                except OSError:  # whoever read this is gone, as `| tee` is after Ctrl-C; nor must the progress bar fail
+                    for output in (1, 2):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
         previous = {}
         if threading.current_thread() is threading.main_thread():
-            previous |= {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except BaseException:
+            self.lock.release(force=True)
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -212,7 +233,8 @@ class RunDirectory:
         """After a signal to any rank: leaves a checkpoint of `state` and raises SystemExit, which says how to go on."""
         if not everywhere(not self.stop):
             self.save(state, parameters, optimizer)
-            raise SystemExit(f"stopped after step {state['steps']}; to go on: python wd1.py --resume --output_dir {self.path}")
+            command = f"python wd1.py --resume --output_dir {shlex.quote(str(self.path))}"
+            raise SystemExit(1 if RANK else f"stopped after step {state['steps']}; to go on: {command}")
 
     def start(self, step):
         """Creates the directory; of a resumed run it drops what came after its checkpoint: it is about to recur."""
@@ -239,10 +261,12 @@ class RunDirectory:
                 with refusing(f"{file} cannot be read"):
                     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
                     kept = [line for line in lines if json.loads(line)["step"] <= step]
-            with replacing(file) as unfinished:
-                unfinished.write_text("".join(kept))
             if name == "metrics.jsonl":
                 self.history = [json.loads(line) for line in kept]
+                if self.saved and [line["step"] for line in self.history] != list(range(step + 1)):
+                    raise InputError(f"{file} does not hold each step up to {step} once: put it back, or start a new run")
+            with replacing(file) as unfinished:
+                unfinished.write_text("".join(kept))
 
     def record(self, step, metrics, timings=None, prompt=None, samples=()):
         """Appends a line to metrics.jsonl, where two equal runs are equal, and to timings.jsonl, where they never are; and

@@ -65,14 +65,16 @@ def check(config):
     config.output_dir = config.output_dir or default_output_dir(config)
 
 
-def check_lengths(config, prompt_length, model_config):
-    """Refuses prompts of up to `prompt_length` tokens if they leave no room for the completions."""
-    longest, limit = prompt_length + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
+def check_prompts(config, prompts, model_config):
+    """Refuses prompts (long [B, P]) that leave no room for the completions, or hold tokens that the model does not know."""
+    longest, limit = prompts.shape[1] + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
     if longest > limit:
         raise InputError(
             f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "
             "--eval_lengths, or leave out the long problems"
         )
+    if prompts.max() >= model_config.vocab_size:
+        raise InputError(f"--model {config.model}: its tokenizer has tokens beyond the {model_config.vocab_size} that it knows")
 
 
 def eval_steps(length):

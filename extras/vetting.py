@@ -20,8 +20,11 @@ from safetensors import safe_open
 from rewards import InputError, refusing
 
 KNOWN = {  # all that is read of these files
-    "tokenizer_config.json": """bos_token eos_token pad_token unk_token mask_token additional_special_tokens chat_template
-        extra_special_tokens added_tokens_decoder add_prefix_space clean_up_tokenization_spaces""".split(),
+    "tokenizer_config.json": """bos_token eos_token pad_token unk_token mask_token cls_token sep_token chat_template
+        additional_special_tokens extra_special_tokens added_tokens_decoder add_prefix_space
+        clean_up_tokenization_spaces""".split(),
+    "special_tokens_map.json": """bos_token eos_token pad_token unk_token mask_token cls_token sep_token
+        additional_special_tokens""".split(),
     "adapter_config.json": """peft_type base_model_name_or_path r lora_alpha lora_dropout target_modules use_rslora bias
         task_type inference_mode fan_in_fan_out""".split(),
 }
@@ -29,6 +32,9 @@ LARGEST = {  # no model is larger; one that asked for more would be hours in the
     "vocab_size": 2**22, "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 1000, "head_dim": 2**14,
     "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "max_position_embeddings": 2**30, "r": 2**14,
 }  # fmt: skip
+
+
+INDEX = "model.safetensors.index.json"
 
 
 def check_sizes(file, settings):
@@ -42,23 +48,23 @@ def check_sizes(file, settings):
 def own(directory, name):
     """The regular file `name` of a directory, or of the hub's cache that the directory is a snapshot in."""
     file, home = (directory / name).resolve(), directory.resolve()
-    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not re.fullmatch(r"[\w.-]+", str(name)) or file.parent not in homes:
-        raise InputError(f"{directory}: {str(name)!r:.100} is not a file of this directory; refused")
+    in_the_hubs_cache = file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
+    if not re.fullmatch(r"[\w.-]+", str(name)) or not (file.parent == home or in_the_hubs_cache):
+        raise InputError(f"{directory}: {str(name)!r:.100} is not a file of this directory, or a link out of it; refused")
     if not file.is_file():
         raise FileNotFoundError(f"no {name}")
     return file
 
 
 def weight_files(directory):
-    """The safetensors files of a checkpoint, by name; pickled weights are never read."""
+    """The safetensors files of a checkpoint, and their index if it is used, by name; pickled weights are never read."""
     if (directory / "adapter_config.json").exists():
         names = {"adapter_model.safetensors"}
-    elif (directory / "model.safetensors.index.json").exists():
-        names = {*json.loads(own(directory, "model.safetensors.index.json").read_text())["weight_map"].values()}
-    else:
+    elif (directory / "model.safetensors").exists() or not (directory / INDEX).exists():
         names = {"model.safetensors"}
-    for name in names:
+    else:
+        names = {*json.loads(own(directory, INDEX).read_text())["weight_map"].values(), INDEX}
+    for name in names - {INDEX}:
         if not str(name).endswith(".safetensors"):
             raise InputError(f"{directory}: {name!r:.100} is no safetensors file; others are not read")
     return {name: own(directory, name) for name in sorted(names)}
@@ -70,7 +76,7 @@ def vetted(directory, weights=True):
     with tempfile.TemporaryDirectory() as shown:
         shown = Path(shown)
         files = weight_files(directory) if weights else {}
-        for name in ("model.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja"):
+        for name in ("tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja"):
             if (directory / name).exists():
                 files[name] = own(directory, name)
         for name, file in files.items():
@@ -80,20 +86,24 @@ def vetted(directory, weights=True):
                 settings = json.loads(own(directory, name).read_text())
                 kept = {key: value for key, value in settings.items() if key in known}
                 (shown / name).write_text(json.dumps(kept))
+        if (directory / "added_tokens.json").exists():  # of older tokenizers
+            added = json.loads(own(directory, "added_tokens.json").read_text())
+            (shown / "added_tokens.json").write_text(json.dumps({str(token): int(number) for token, number in added.items()}))
         yield shown
 
 
-def check_weights(path, stock, config, dtype, renamed):
+def check_weights(path, stock, config, item_size, renamed):
     """Refuses, before anything is allocated, weights that the files or the memory cannot hold, or that have two values.
 
-    renamed: patterns and what they become, from the names in the files to those of the class.
+    item_size: bytes of a weight in the memory of the machine. renamed: patterns and what they become, from the names in
+    the files to those of the class.
     """
     with refusing(f"{path}: not a valid config"), torch.device("meta"):
         count = sum(weight.numel() for weight in stock(config).parameters())
     if path.is_dir():
         size, names = 0, set()
         with refusing(f"{path}: the weights cannot be loaded"):
-            for file in weight_files(path).values():
+            for file in (file for name, file in weight_files(path).items() if name != INDEX):
                 size += file.stat().st_size
                 with safe_open(file, "pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118
@@ -108,7 +118,7 @@ def check_weights(path, stock, config, dtype, renamed):
             if count > size:
                 raise ValueError(f"config.json asks for {count:,} of them, which {size:,} bytes of safetensors cannot be")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if count * dtype.itemsize > memory:
+    if count * item_size > memory:
         raise InputError(f"{path}: {count:,} weights take more than the {memory / 1e9:.0f} GB of memory of this machine")
 
 
@@ -128,9 +138,16 @@ def adapter_settings(directory, defaults):
     settings = json.loads(own(directory, file.name).read_text())
     check_sizes(file, settings)
     harmless = {*KNOWN[file.name], "auto_mapping", "revision", "peft_version"}
+    drawn_anew = settings.get("init_lora_weights") in (True, False, "gaussian")  # others change the base as well
     for name, value in settings.items():
-        if name not in harmless and value not in (getattr(defaults, name, value), None, {}, []):
+        plain = (getattr(defaults, name, None), None, False, {}, [])
+        if name not in harmless and value not in plain and not (name == "init_lora_weights" and drawn_anew):
             raise InputError(f"{file}: {name} = {value!r:.100} is not supported")
+    with safe_open(own(directory, "adapter_model.safetensors"), "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            shape = tensors.get_slice(name).get_shape()
+            if settings.get("r") not in shape:
+                raise InputError(f"{file}: r = {settings.get('r')!r:.100}, but {name!r:.100} has the shape {shape}")
     target, alpha = settings.get("target_modules"), settings.get("lora_alpha")
     names = isinstance(target, list) and all(re.fullmatch(r"[\w.]+", str(name)) for name in target)
     plain = settings.get("peft_type") == "LORA" and settings.get("bias", "none") == "none"

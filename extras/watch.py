@@ -3,7 +3,7 @@
 import shutil
 
 from extras.settings import eval_steps
-from rewards import TASKS
+from rewards import TASKS, judge
 
 FRAMES = 10
 
@@ -27,7 +27,8 @@ def show(model, tokenizer, example, config, title, file=None):
                 tokens = rollout.completion[0, start:end]
                 runs.append(tokenizer.decode(tokens, skip_special_tokens=True) if flags[start] else "░" * (end - start))
                 start = end
-        print(f"  step {done:>3}  {''.join(runs).replace(chr(10), '⏎')[:width]}", file=file)
+        line = "".join(character if character.isprintable() else "·" for character in "".join(runs).replace("\n", "⏎"))
+        print(f"  step {done:>3}  {line[:width]}", file=file)
     text = decode(model, tokenizer, rollout.completion)[0]
-    verdict = "correct" if task.correct(text, example) else "wrong"
-    print(f"  {verdict}, reward {task.reward(text, example):.2f}\n", file=file)
+    verdict = "correct" if judge(task.correct, text, example) else "wrong"
+    print(f"  {verdict}, reward {judge(task.reward, text, example):.2f}\n", file=file)
