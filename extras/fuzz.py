@@ -58,12 +58,12 @@ FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "
 def completion(draw):
     """A completion as a hostile or clumsy model may write it."""
     kind = draw.random()
-    if kind < 0.35:  # an answer in its tags, of one sort of pieces
+    if kind < 0.15:  # an answer in its tags, of one sort of pieces
         pieces = PIECES[draw.choice(("numbers", "operators", "latex", "python"))]
         inside = "".join(draw.choices(pieces, k=draw.randint(1, 10)))
         inside = "\\boxed{" + inside + "}" if draw.random() < 0.5 else inside
         return f"<answer>{inside}</answer>"
-    if kind < 0.65:  # arithmetic, or a right answer changed in a few places
+    if kind < 0.4:  # arithmetic, or a right answer changed in a few places
         text = list(draw.choice(RIGHT.split(" | ")))
         for _ in range(draw.randint(0, 4)):
             place = draw.randrange(len(text) + 1)
