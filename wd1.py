@@ -747,9 +747,9 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
 def train(config):
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary, as in summary.json.
 
-    On Ctrl-C or SIGTERM it finishes the update, or drops the samples, that it is at, leaves a checkpoint and raises
-    SystemExit (torchrun by default waits only 30 s for that: raise its --shutdown-timeout). A run killed at any moment goes
-    on, with `resume`, as if it had never stopped.
+    On Ctrl-C or SIGTERM it finishes the sampling or the update that it is at, leaves a checkpoint and raises SystemExit
+    (torchrun by default waits only 30 s for that: raise its --shutdown-timeout). Killed at any moment, it goes on, with
+    `resume`, as if it had never stopped.
     """
     check(config)
     parallel.start(config.device)
