@@ -152,8 +152,8 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 # =================================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask: every position sees every other, and the
 # output at a masked position is a distribution over the token that belongs there: it was trained to restore text of which a
-# random part was masked. So real checkpoints load into stock classes with `is_causal = False`; only names differ
-# (extras/checkpoints.py has the tables).
+# random part was masked. So real checkpoints load into stock classes with `is_causal = False`; only names differ, and for
+# Dream where a prediction is read (extras/checkpoints.py has the tables).
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
@@ -164,8 +164,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     has shapes and no weights. load_in_4bit: linear layers in 4 bits (bitsandbytes), dtype for the rest.
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
-    `model.config.mask_token_id` (int) and `model.config.logit_shift` (bool: the prediction for position i is read at
-    i - 1, as in Dream) set. Raises InputError, in one sentence, for anything that cannot be loaded faithfully.
+    `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the prediction for position
+    i is read at i - 1, as in Dream) set. Raises InputError, in one sentence, for anything that cannot be loaded faithfully.
     """
     path = find_checkpoint(source, weights=device != "meta")
     if (path / "adapter_config.json").is_file():
@@ -176,7 +176,7 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     tokenizer = read_tokenizer(path, config)
     four_bit = four_bits(path, device, dtype) if load_in_4bit and device != "meta" else {}
     if device != "meta":
-        check_weights(path, stock, config, 0 if four_bit else dtype.itemsize, LLADA_WEIGHTS)
+        check_weights(path, stock, config, 0 if four_bit else dtype.itemsize, LLADA_WEIGHTS)  # 4 bits: straight to the device
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
@@ -240,7 +240,7 @@ class Rollout:
     attention_mask: Optional[Tensor]  # [B, P], as given
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T for EOS filled in. x_t masks written_at >= t
-    probability: Tensor  # float [B, L]: the sampling policy's, of each token as it was written; 1 for EOS filled in
+    probability: Tensor  # float [B, L]: the policy's, at temperature 1, of each token as it was written; 1 for EOS filled in
     steps: Tensor  # long [B]: denoising steps taken, at most T
     guesses: Optional[Tensor] = None  # long [B, T, L]: x0_t, the canvas of each step with every mask filled in
     confidence: Optional[Tensor] = None  # float [B, T, L]: the probability of each token of x0_t when proposed, else 0
@@ -325,10 +325,10 @@ def generate(
         first, last = P + start, P + start + block_length  # the columns of the current block
         done = torch.isin(canvas[:, P:first], eos).any(1)
         canvas = canvas.masked_fill(done[:, None] & (canvas == mask_id), eos[0])
-        live = (~done).nonzero().flatten()  # [b], the rows to go on with. Only here does the host wait for the device
+        live = (~done).nonzero().flatten()  # [b], the rows to go on with. In exact sampling the host waits only here
         if parallel.all_done(not len(live), model):
             break
-        live = live if len(live) else torch.zeros_like(taken[:1])  # for other ranks: nothing is left to write
+        live = live if len(live) else torch.zeros_like(taken[:1])  # weights are shared, and another rank needs them still
         x, when, sure = canvas[live], written_at[live], probability[live]
         mask = None if attention_mask is None else attention_mask[live]
         end = x.shape[1] if trajectory else last  # of the columns to predict
@@ -580,7 +580,7 @@ def set_up(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
-    check_prompts(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]).input_ids, model.config)
+    check_prompts(config, encode(tokenizer, train_set[:]["prompt"] + test_set[:]["prompt"]), model.config)
     if config.lora_rank and not config.eval_only and not hasattr(model, "peft_config"):
         from extras.lora import add_adapters
 
@@ -686,11 +686,12 @@ def draw_views(config, model_config, rollout):
 
 
 def learn(model, reference, optimizer, rollout, rewards, weights, config):
-    """The mu gradient steps on a batch: means of "loss" and "grad_norm", and how many were "clipped" or not finite, "skipped".
+    """The mu gradient steps on a batch: means of "loss" and "grad_norm", None without any, and how many were "clipped" or, not
+    being finite, "skipped".
 
     Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum
-    multiplies by zero (a group with equal rewards) not at all: that changes memory and time, not the gradient (but for
-    the draws of LoRA's dropout).
+    multiplies by zero (wd1: a group with equal rewards) not at all: that changes memory and time, not the gradient (but
+    for the draws of LoRA's dropout).
     """
     trained = optimizer.param_groups[0]["params"]
     (w_plus, w_minus), grpo, taken = weights, config.objective == "diffu-grpo", []
@@ -758,7 +759,8 @@ def train(config):
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
-    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0, "skipped_steps": 0, "failures": 0}
+    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0}
+    state |= {"skipped_updates": 0, "failed_in_a_row": 0}
     state["problems"] = zlib.crc32(json.dumps([train_set[:], test_set[:]]).encode())
     state = run.restore(state, parameters, optimizer)
     passes = collections.Counter(forward=state["forward_passes"])
@@ -777,29 +779,29 @@ def train(config):
         for step in bar:
             run.stop_if_asked(state, parameters, optimizer)
             begin = time.time()
-            draws = np.random.SeedSequence([config.seed, step]).generate_state(1)[0]  # they depend on the step's number alone
-            transformers.set_seed(int(draws))
+            seed = np.random.SeedSequence([config.seed, step]).generate_state(1)[0]  # draws depend on the step's number alone
+            transformers.set_seed(int(seed))
             problems = [train_set[i] for i in problems_of(step, config, len(train_set))]
             rows = [problem for problem in problems for _ in range(config.num_generations)]
             rollout, texts, rewards, weights = collect(model, tokenizer, reference, rows, config, (config.seed, step))
             run.stop_if_asked(state, parameters, optimizer)  # the samples are lost, and the same will be drawn again
             timings = {"tokens_per_second": rollout.completion.numel() / (time.time() - begin)}
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
-            optimizer.param_groups[0]["lr"] = learning_rate  # from the step's number alone
+            optimizer.param_groups[0]["lr"] = learning_rate  # this too: no scheduler's state to save
             metrics = describe(config, model.config, rollout, texts, rewards, weights[0], rows)
             metrics["learning_rate"] = learning_rate
             metrics |= learn(model, reference, optimizer, rollout, rewards, weights, config)
-            state["failures"] = state["failures"] + 1 if metrics["loss"] is None else 0  # in a row
-            if state["failures"] == 3:
+            state["failed_in_a_row"] = state["failed_in_a_row"] + 1 if metrics["loss"] is None else 0
+            if state["failed_in_a_row"] == 3:
                 hint = "start again with a lower --learning_rate"
                 raise FloatingPointError(f"no finite loss and gradient in 3 steps, stopped at step {step + 1}: {hint}")
             done = step + 1 == config.max_steps
             if done or (config.eval_every and (step + 1) % config.eval_every == 0):
                 metrics["eval"] = state["after"] = evaluate_model(model, tokenizer, test_set, config)
             state.update(steps=step + 1, seconds=time.time() - started, forward_passes=passes["forward"])
-            state["skipped_steps"] += metrics["skipped"]
+            state["skipped_updates"] += metrics["skipped"]
             metrics["forward_passes"], timings["seconds"] = state["forward_passes"], state["seconds"]
-            run.record(step + 1, metrics, timings, rows[0]["prompt"], zip(texts, rewards[0].tolist()))
+            run.record(step + 1, metrics, timings, rows[0]["prompt"], zip(texts, rewards[0].tolist()))  # of the first group
             bar.set_postfix(run.progress(metrics, timings, state["after"]))
             if done or (step + 1) % config.save_every == 0:
                 run.save(state, parameters, optimizer)
@@ -884,9 +886,9 @@ def main(argv=None):
         print(f"wd1: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except RuntimeError as error:
-        if parallel.WORLD == 1:
+        if not parallel.is_lost_connection(error):
             raise
-        reason = str(error).splitlines()[0]  # what a lost connection to another rank says
+        reason = str(error).splitlines()[0]
         print(f"wd1: rank {parallel.RANK} cannot go on: {reason}\n--resume goes on from the last checkpoint", file=sys.stderr)
         return 1
 

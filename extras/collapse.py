@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
+from extras.health import advice
+
 SEEDS, RUNS, RATES = (0, 1, 2), Path("runs/collapse"), (1e-4, 3e-4, 1e-3, 3e-3)
 FAILING = 1e-3  # where remedies are tried
 REMEDIES = {
@@ -81,7 +83,8 @@ def main():
         accuracy = ", ".join(f"{lines[-1]['eval']['accuracy']:.1%}" if "eval" in lines[-1] else "stopped" for lines in seeds)
         rewards = [[line["reward"] for line in lines[1:]] for lines in seeds]
         lowest = ", ".join(f"{min(fmean(found[i : i + 5]) for i in range(20, len(found) - 4)):.2f}" for found in rewards)
-        warned = ", ".join(next((str(line["step"]) for line in lines if "warning" in line), "-") for lines in seeds)
+        warnings = [[line["step"] for i, line in enumerate(lines) if advice(lines[: i + 1])] for lines in seeds]
+        warned = ", ".join(str(steps[0]) if steps else "-" for steps in warnings)
         print(f"| {name} | {accuracy} | {lowest} | {warned} |")
     plot(runs, "assets/collapse.png")
 

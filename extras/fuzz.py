@@ -6,8 +6,8 @@
 The bulk comes from a seeded grammar of what models and attackers write: the tags, numbers, LaTeX, Python, unicode, halves of
 all these. hypothesis adds one for every fifty, and a coverage-guided fuzzer (atheris, an optional package) looks for paths in
 what takes answers apart. Times are the CPU's, so that a busy machine is not held against an answer. An audit hook watches
-Python: running, importing, opening or connecting to anything while a reward is computed is a loss. No reward may take 50 ms
-but MATH's, whose comparison is math-verify's.
+Python: running, importing, opening or connecting to anything while a reward is computed is a loss, but for what sympy does
+to itself. No reward may take 50 ms but MATH's, whose comparison is math-verify's.
 """
 
 import argparse
@@ -75,7 +75,10 @@ def completion(draw):
 def harmless(event, what):
     """sympy loads some of its modules late, and makes functions for polynomials of so many variables."""
     if event == "exec":
-        return not what.co_filename.startswith("<") or str(what.co_names).startswith("('monomial_")
+        frame, loading = sys._getframe(2), False
+        while frame and not loading:
+            loading, frame = frame.f_code.co_filename.startswith("<frozen importlib"), frame.f_back
+        return loading or str(what.co_names).startswith("('monomial_")
     return event in ("import", "open") and bool(re.search(r"^(sympy|mpmath)\b|/(sympy|mpmath)/.*\.pyc?$", str(what)))
 
 
@@ -91,7 +94,7 @@ class Watch:
         if self.on and event.startswith(FORBIDDEN) and not harmless(event, arguments[0]):
             self.did.append(f"{event} {getattr(arguments[0], 'co_names', arguments[0])}")
 
-    def judge(self, text, draw):
+    def try_all(self, text, draw):
         for name, task in TASKS.items():
             example, lost = draw.choice(EXAMPLES[name]), None
             self.on = True
@@ -118,13 +121,13 @@ def work(seed, count, shared):
     os.chdir(shared)
     watch, draw = Watch(), random.Random(seed)
     for _ in range(300):  # imports, caches and parsers warm up
-        watch.judge(completion(draw), draw)
+        watch.try_all(completion(draw), draw)
     for text in PIECES["latex"] + [example["answer"] for example in EXAMPLES["math"]]:
-        watch.judge(f"<answer>\\boxed{{{text}}}</answer>", draw)
+        watch.try_all(f"<answer>\\boxed{{{text}}}</answer>", draw)
     watch.seen, watch.times = [], {name: [] for name in TASKS}
     gc.disable()  # its pauses are Python's, not the reward's
     for number in range(count):
-        watch.judge(completion(draw), draw)
+        watch.try_all(completion(draw), draw)
         if number % 2000 == 0:
             gc.collect()
     pieces, arithmetic = st.sampled_from(EVERYTHING), st.text("0123456789+-*/()\\{}^ <>answer", max_size=60)
@@ -135,7 +138,7 @@ def work(seed, count, shared):
     @settings(max_examples=max(count // 50, 10), **how)
     @given(texts, st.integers(0, 99))
     def invented(text, example):
-        watch.judge(text, random.Random(example))
+        watch.try_all(text, random.Random(example))
 
     invented()
     return watch.seen, watch.times
@@ -180,6 +183,7 @@ def check_expression(text):
             want = eval(re.sub(r"\d+", r"Fraction('\g<0>')", text), {"Fraction": Fraction, "__builtins__": {}})
         except (SyntaxError, ZeroDivisionError, TypeError, ValueError, RecursionError, MemoryError):
             want = None
+        want = want if isinstance(want, Fraction) else None  # () is a tuple
         assert (got and got[0]) == want, (text, got, want)
     elif got is not None:
         raise AssertionError((text, got))
@@ -246,7 +250,7 @@ def main():
         command = [sys.executable, "-m", "extras.fuzz", "--guided", target, "--completions", str(count // 2)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
         lost[target] = [done.stderr[-1500:]] if done.returncode else []
-        print(f"| {target}, coverage-guided | {count // 2:,} | {len(lost[target])} | 0 | | | |", flush=True)
+        print(f"| {target}, coverage-guided | {count // 2:,} | {len(lost[target])} | | | | |", flush=True)
     for sentence in [sentence for found in lost.values() for sentence in found[:5]] + [f"left behind: {left}"] * bool(left):
         print(sentence, file=sys.stderr)
     return bool(left or any(lost.values()) or any(slow[name] for name in TASKS if name != "math"))

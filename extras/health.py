@@ -16,22 +16,21 @@ WINDOW = 10  # steps that are averaged
 def self_check(model, prompt, attention_mask=None, name="the model", length=16):
     """Finds a model that would train without any error and learn nothing. prompt: long [B, P], padded on the left.
 
-    Raises InputError if no position sees what is right of it, or if the prompts hold the mask token. Warns if the model
+    Raises InputError if logits are not finite, or if a changed token does not reach those left of it. Warns if the model
     restores its own completions hardly better from behind masks than from behind random tokens. Returns by how much, in
-    nats a token: over the demo's base models 2.4 to 6.7, and -0.3 to 1.9 with a token that they do not know for the mask.
+    nats a token: over the demo's base models 2.4 to 6.7, and -0.3 to 1.9 with a token that they do not know for the mask
+    (that is where the bound of 2 is from; larger models have not been measured).
     """
     from wd1 import generate, predict_logits
 
     size, mask_id, draw = model.config.vocab_size, model.config.mask_token_id, torch.Generator().manual_seed(0)
-    if ((prompt == mask_id) & (attention_mask.bool() if attention_mask is not None else True)).any():
-        raise InputError(f"{name}: the mask token (id {mask_id}) stands in the prompts: it must be one that no text contains")
     ids = torch.randint(size, (1, 16), generator=draw).repeat(2, 1)
     ids[1, 8] = (ids[1, 8] + 1) % size  # whom does this change reach?
     one, other = predict_logits(model, ids.to(prompt.device))
     reached = (one - other).norm(dim=-1)  # [16]
     if not reached.isfinite().all():
         raise InputError(f"{name}: its logits are not finite numbers")
-    if not reached[:8].mean() > 0.01 * reached[10:].mean():
+    if not reached[:8].mean() > 0.01 * reached[10:].mean():  # 0 if causal, else about 1; a shifted model predicts 9 from 8
         raise InputError(f"{name} reads left to right only: it is autoregressive, or was loaded as if it were")
     options = dict(attention_mask=attention_mask, gen_length=length, steps=length // 4, block_length=length)
     text = generate(model, prompt, **options).completion
@@ -57,9 +56,8 @@ def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
 
     texts: of the B completions; rewards [N, G]; w_plus [B, columns]; rows: the B examples. "degenerate_groups" are those
     whose rewards are all equal (for wd1++, of all guesses); "truncated" completions have no EOS. "entropy" is the mean of
-    -log p over their tokens (nats), p the probability that the sampling policy gave each as it was written. With random
-    remasking at temperature 1 that estimates the policy's entropy; low-confidence remasking writes what the policy is
-    surest of, which makes it smaller.
+    -log p over their tokens (nats), p the policy's probability of each as it was written, at temperature 1. It is below the
+    entropy of a single prediction, because low-confidence remasking writes what the policy is surest of.
     """
     from wd1 import until_eos
 
@@ -79,7 +77,11 @@ def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
 
 
 def advice(history):
-    """What to do, in a sentence, if the metrics of the steps so far say that the run goes wrong; else None."""
+    """What to do, in a sentence, if the metrics of the steps so far say that the run goes wrong; else None.
+
+    Wrong is a reward well below that of earlier steps, or an entropy a tenth of the first steps' while most answers are
+    wrong; both are means of ten steps.
+    """
     steps = [line for line in history if "reward" in line]
     if len(steps) < 2 * WINDOW:
         return None
@@ -87,12 +89,13 @@ def advice(history):
     windows = [rewards[i : i + WINDOW] for i in range(len(rewards) - WINDOW + 1)]
     best, now = max(windows[:-WINDOW], key=fmean), windows[-1]
     high, low = fmean(best), fmean(now)
-    noise = fmean((b - a) ** 2 for a, b in zip(rewards, rewards[1:])) / 2  # variance of a step, whatever the trend
-    noise = max(noise, (variance(best) + variance(now)) / 2)
-    if high - low > max(0.1 * abs(high), 5 * math.sqrt(2 * noise / WINDOW)):  # five standard errors: there are many windows
+    step_variance = fmean((b - a) ** 2 for a, b in zip(rewards, rewards[1:])) / 2  # whatever the trend
+    step_variance = max(step_variance, (variance(best) + variance(now)) / 2)
+    standard_error = math.sqrt(2 * step_variance / WINDOW)
+    if high - low > max(0.1 * abs(high), 5 * standard_error):  # five, because there are many windows to be the best of
         return (
-            f"the reward has fallen from {high:.3g} to {low:.3g} (means of {WINDOW} steps): the updates are too large; start "
-            "again with a third of the --learning_rate, or a lower --max_grad_norm"
+            f"the reward has fallen from {high:.3g} to {low:.3g} (means of {WINDOW} steps): the updates may be too large; "
+            "start again with a third of the --learning_rate, or a lower --max_grad_norm"
         )
     entropy, entropy_now = (fmean(line["entropy"] for line in lines) for lines in (first, last))
     correct = fmean(line["accuracy"] for line in last)

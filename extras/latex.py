@@ -3,20 +3,23 @@ r"""Whether two LaTeX answers mean the same: math-verify decides, kept from what
 math-verify compares answers well, but has no bound on its time: seconds for a wrong equation, for ever for a tower of powers.
 Its own limit is an alarm, and a reward must not depend on how busy the machine is. So an answer is judged by its look first.
 What is much more complicated than the gold answer cannot be equal to it, or would be equal only after a simplification that
-nobody asked for, and is refused. Tuples, intervals and equations are taken apart here, which is ten times as fast.
+nobody asked for, and is refused. Tuples, intervals and equations with the same left side are taken apart here, which is ten
+times as fast. What remains takes math-verify some milliseconds, seldom 100; its alarm, of 5 s, is a last resort that no
+answer is known to reach, and is not there outside the main thread.
 """
 
 import functools
 import itertools
 import logging
 import re
+import threading
 
 COMMANDS = set(  # those that an answer may use though the gold answer does not
     "left right frac dfrac tfrac sqrt text textbf mbox mathrm cdot times div pm cup in circ le leq ge geq begin end".split()
 )
-LIMITS = {  # how often an answer may use these, or as often as the gold answer does; only signs if that is an equation
-    r"\^": 2, r"[(\[|]": 2, r"\\sqrt": 2, r"\{": 8, r"[,;]|\\cup": 3, r"[-+/]|\\pm": 4, "!": 0, "%": 1,
-    r"[=<>]|\\[lg]eq?(?![a-z])": 1,
+SIGNS = r"[-+/]|\\pm"
+LIMITS = {  # how often an answer may use these if the gold answer does not use them as often
+    SIGNS: 4, r"\^": 2, r"[(\[|]": 2, r"\\sqrt": 2, r"\{": 8, r"[,;]|\\cup": 3, "!": 0, "%": 1, r"[=<>]|\\[lg]eq?(?![a-z])": 1,
 }  # fmt: skip
 FUNCTION = r"\\(a?sin|cos|tan|cot|sec|csc|arc|ln|log|exp)"
 TOO_HARD = re.compile(
@@ -35,12 +38,14 @@ def comparable(answer, gold):
     answer, gold = (re.sub(r"(?<!\\)\\[!,;: ]\s*|\{,\}", "", text) for text in (answer, gold))
     commands, allowed = (set(re.findall(r"\\([a-zA-Z]+)", text)) for text in (answer, gold))
     # No letter that the gold answer lacks, but in a unit, or in front of the value as in x = 5.
-    plain = r"\\(text|mbox|mathrm)\s*\{[^}]*\}|\\[a-z]+|matrix|[a-z]{2,}\.?\s*$" + r"|^.*(=|\\in(?![a-z]))" * ("=" not in gold)
+    plain = r"\\(text|mbox|mathrm)\s*\{[^}]*\}|\\[a-z]+|matrix|[a-z]{2,}\.?\s*$"
+    if "=" not in gold:
+        plain += r"|^.*(=|\\in(?![a-z]))"
     letters = set(re.findall("[a-z]", re.sub(plain, "", answer.lower())))
-    several = {bool(SEVERAL.search(re.sub(THOUSANDS, "", text))) for text in (answer, gold)}
+    one_of_several, gold_of_several = (bool(SEVERAL.search(re.sub(THOUSANDS, "", text))) for text in (answer, gold))
 
     def few_enough(mark, most):
-        most = most if "=" not in gold or "+" in mark else 0
+        most = most if "=" not in gold or mark == SIGNS else 0  # an equation is solved, which may take long
         return len(re.findall(mark, answer)) <= max(len(re.findall(mark, gold)), most)
 
     return (
@@ -49,7 +54,7 @@ def comparable(answer, gold):
         and not TOO_HARD.search(gold)
         and commands <= COMMANDS | allowed
         and letters <= set(gold.lower())
-        and len(several) == 1
+        and one_of_several == gold_of_several
         and all(few_enough(mark, most) for mark, most in LIMITS.items())
     )
 
@@ -65,12 +70,25 @@ def in_brackets(latex):
     return latex[0] + latex[-1], [latex[start + 1 : end] for start, end in zip(places, places[1:])]
 
 
-def number(digits):
-    """What takes the place of math-verify's own conversion of digits, which has Python evaluate them."""
-    import sympy
+@functools.cache
+def library():
+    """math-verify's (parse, verify), with settings. Imported when a MATH answer is first compared, which takes seconds.
 
-    digits = re.sub("[, ]", "", digits)
-    return sympy.Integer(digits) if digits.isdigit() else sympy.Float(digits)
+    Of its two readers the one for plain text hands the text to Python's eval, and is not used; the one for LaTeX does so
+    with digits, and is given another conversion of them.
+    """
+    import sympy
+    from latex2sympy2_extended import latex2sympy2
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def number(digits):
+        digits = re.sub("[, ]", "", digits)
+        return sympy.Integer(digits) if digits.isdigit() else sympy.Float(digits)
+
+    assert latex2sympy2.convert_number and latex2sympy2._Latex2Sympy.parse_number, "another latex2sympy2_extended"
+    latex2sympy2.convert_number, latex2sympy2._Latex2Sympy.parse_number = number, staticmethod(number)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of what it cannot read, and of having no alarm
+    return functools.partial(parse, extraction_config=[LatexExtractionConfig()]), verify
 
 
 @functools.lru_cache(10_000)  # a group's answers are often the same, and each is judged for the reward and for the accuracy
@@ -93,15 +111,10 @@ def equivalent(answer: str, gold: str) -> bool:
         return equivalent(sides[1], gold_sides[1])
     if not comparable(answer, gold):
         return False
-    # Seconds to import: only when MATH is used. Of its two readers the one for plain text hands the text to Python's eval.
-    from latex2sympy2_extended import latex2sympy2
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of what it cannot read
-    latex2sympy2.convert_number, latex2sympy2._Latex2Sympy.parse_number = number, staticmethod(number)
+    parse, verify = library()
+    alarm = 5 if threading.current_thread() is threading.main_thread() else None
     try:
-        latex = [LatexExtractionConfig()]
-        values = [parse(f"\\boxed{{{text}}}", extraction_config=latex, parsing_timeout=5) for text in (gold, answer)]
-        return bool(verify(*values, timeout_seconds=5))
+        values = [parse(f"\\boxed{{{text}}}", parsing_timeout=alarm) for text in (gold, answer)]
+        return bool(verify(*values, timeout_seconds=alarm))
     except Exception:  # whatever a model's LaTeX does to a parser, it is a wrong answer
         return False

@@ -67,6 +67,11 @@ def share(needed):
     return (~needed).byte().argsort(stable=True)[RANK::WORLD][:count]
 
 
+def is_lost_connection(error):
+    """Whether a RuntimeError is what NCCL or gloo raise when another rank has gone."""
+    return WORLD > 1 and (isinstance(error, dist.DistBackendError) or "onnection" in str(error) or "gloo" in str(error))
+
+
 def everywhere(flag):
     """True if `flag` is true on every rank."""
     if not dist.is_initialized():

@@ -2,8 +2,8 @@
 
 Nothing in it is ever half-written under its own name. Files and checkpoints are written beside their place and renamed
 into it; what is appended (metrics, samples) is cut back to the checkpoint that a resumed run starts from. And because
-every draw of a step depends on the seed and the step's number alone, the resumed run then repeats what was lost, bit for
-bit: no generator's state needs saving.
+every draw of a step depends on the settings and the step's number alone, the resumed run then repeats what was lost, bit
+for bit: no generator's state needs saving.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from extras.health import advice
 from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights, spread
 from rewards import InputError, refusing
 
-# What a resumed run may set anew; anything else would make it another run.
+# What a resumed run may set anew, though draws or the schedule may then differ; anything else would make it another run.
 MAY_CHANGE = "max_steps resume device shard compile output_dir save_every eval_every".split()
 MAY_CHANGE += ["rollout_batch_size", "micro_batch_size"]
 LOGS = "metrics.jsonl", "samples.jsonl", "timings.jsonl"
@@ -37,7 +37,7 @@ SUMS = "SHA256SUMS"  # of a checkpoint's files; sha256sum -c reads it as well
 
 
 @contextmanager
-def named(path):
+def writing(path):
     """Whatever cannot be written inside is an OSError that says where and why."""
     try:
         yield
@@ -51,19 +51,21 @@ def named(path):
 
 @contextmanager
 def replacing(path):
-    """A temporary path to write a file or a directory to. What is there in the end takes the place of `path`, or nothing."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    """A temporary path to write a file or a directory to. On success it takes the place of `path`; on failure `path` stays."""
+    unfinished, old = (path.with_name(path.name + suffix) for suffix in (".unfinished", ".old"))
     try:
-        with named(path):
+        with writing(path):
             remove(unfinished)
             yield unfinished
             if RANK == 0:
-                if path.is_dir():
-                    shutil.rmtree(path)
+                if path.is_dir():  # which os.replace does not replace
+                    remove(old)
+                    os.replace(path, old)
                 os.replace(unfinished, path)
     finally:
         with suppress(OSError):  # there is something else to say
             remove(unfinished)
+            remove(old)
 
 
 def remove(path):
@@ -72,7 +74,10 @@ def remove(path):
 
 
 def tensors(parameters, optimizer):
-    """All tensors of a checkpoint: a flat dict, whose entries dcp.load overwrites in place. Some may be sharded."""
+    """All tensors of a checkpoint: a flat dict, whose entries dcp.load overwrites in place. Some may be sharded.
+
+    Gives AdamW its state, if it has taken no step yet.
+    """
     flat = {}
     for name, weight in parameters.items():
         if not optimizer.state[weight]:  # as AdamW begins
@@ -84,7 +89,7 @@ def tensors(parameters, optimizer):
 
 
 def checksums(checkpoint):
-    """A line of SHA256SUMS for each file of a checkpoint; each rank reads its share of them."""
+    """A line of SHA256SUMS, or an error, for each file of a checkpoint; each rank reads its share of them."""
 
     def line(file):
         try:
@@ -98,15 +103,16 @@ def checksums(checkpoint):
 
 
 def damage(checkpoint):
-    """The names of the files of a checkpoint that are not what was written; others may lie beside them."""
+    """The names of the files of a checkpoint that are not what was written; files that others put there are not looked at."""
+    found = checksums(checkpoint)
     try:
         written = (checkpoint / SUMS).read_text().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError):
-        return [SUMS]
+        written = []
     name = lambda line: line.split("  ")[-1].strip()
-    listed, found = {name(line) for line in written}, checksums(checkpoint)
-    wrong = {name(line) for line in set(written) ^ set(found)}
-    return sorted(file for file in wrong if file in listed or file.endswith(".safetensors")) or [SUMS] * (not written)
+    listed, wrong = {name(line) for line in written}, {name(line) for line in set(written) ^ set(found)}
+    wrong = {file for file in wrong if file in listed or file.endswith(".safetensors")}  # all of those would be loaded
+    return sorted(wrong) if written else [SUMS]
 
 
 class RunDirectory:
@@ -118,7 +124,7 @@ class RunDirectory:
     """
 
     def __init__(self, config):
-        self.config, self.path, self.saved, self.history, self.stop = config, Path(config.output_dir), None, [], []
+        self.config, self.path, self.saved, self.history, self.signals = config, Path(config.output_dir), None, [], []
         self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # the system drops it when the process ends
         there = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
@@ -143,7 +149,7 @@ class RunDirectory:
     def claim(self):
         if RANK == 0:
             try:
-                with named(self.path / ".lock"):
+                with writing(self.path / ".lock"):
                     self.lock.acquire()
             except filelock.Timeout:
                 raise InputError(f"--output_dir {self.path}: another process is writing there; let it end first") from None
@@ -178,7 +184,7 @@ class RunDirectory:
         final = self.path / "checkpoint" / f"step-{state['steps']:07}"
         if final == self.saved:
             return
-        with named(self.path):
+        with writing(self.path):
             for name in LOGS if RANK == 0 else ():  # a machine that fails must not remember the checkpoint and not its metrics
                 with (self.path / name).open("a") as file:
                     os.fsync(file.fileno())
@@ -202,15 +208,16 @@ class RunDirectory:
     def catching_signals(self):
         """A first Ctrl-C or SIGTERM asks the loop to stop where it can; another, a second later, ends the process at once.
 
-        Not earlier: schedulers signal every process, and torchrun then passes it on. After an error the lock is given back.
+        Within that second it counts as the same: schedulers signal every process, and torchrun passes on what it gets. An
+        exception gives the lock back, for callers that go on living.
         """
 
         def ask(number, _):
-            self.stop.append(time.monotonic())
-            if self.stop[-1] > self.stop[0] + 1:
+            self.signals.append(time.monotonic())
+            if self.signals[-1] > self.signals[0] + 1:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-            if RANK == 0 and len(self.stop) == 1:
+            if RANK == 0 and len(self.signals) == 1:
                 try:
                     os.write(2, b"\nstopping as soon as the run can go on from there; once more stops at once\n")
                 except OSError:  # whoever read this is gone, as `| tee` is after Ctrl-C; nor must the progress bar fail
@@ -231,16 +238,17 @@ class RunDirectory:
 
     def stop_if_asked(self, state, parameters, optimizer):
         """After a signal to any rank: leaves a checkpoint of `state` and raises SystemExit, which says how to go on."""
-        if not everywhere(not self.stop):
+        if not everywhere(not self.signals):
             self.save(state, parameters, optimizer)
             command = f"python wd1.py --resume --output_dir {shlex.quote(str(self.path))}"
             raise SystemExit(1 if RANK else f"stopped after step {state['steps']}; to go on: {command}")
 
     def start(self, step):
-        """Creates the directory; of a resumed run it drops what came after its checkpoint: it is about to recur."""
+        """Claims the directory, creating it, and writes config.json. Of a resumed run it loads the metrics so far, cuts off
+        what came after its checkpoint, which is about to recur, and sets damaged checkpoints aside."""
         barrier()  # nobody finds another's new files where nothing should be
         if RANK == 0:
-            with named(self.path):
+            with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
             self.claim()
             if not self.config.resume:
@@ -253,8 +261,9 @@ class RunDirectory:
             return
         (self.path / "checkpoint").mkdir(exist_ok=True)
         for later in self.path.glob("checkpoint/step-*[0-9]"):
-            if self.saved is None or later.name > self.saved.name:
-                later.rename(later.with_name(later.name + ".damaged"))  # until the next checkpoint stands
+            if later.name > self.saved.name:  # only damaged ones are; the next that is written removes them
+                remove(later.with_name(later.name + ".damaged"))
+                later.rename(later.with_name(later.name + ".damaged"))
         for name in LOGS:
             file, kept = self.path / name, []
             if self.saved and file.exists():
@@ -270,7 +279,7 @@ class RunDirectory:
 
     def record(self, step, metrics, timings=None, prompt=None, samples=()):
         """Appends a line to metrics.jsonl, where two equal runs are equal, and to timings.jsonl, where they never are; and
-        one to samples.jsonl for each (completion, reward). Warns, once, when the figures say that the run goes wrong."""
+        to samples.jsonl one for each (completion, reward) of a prompt. Warns, once, when the run seems to go wrong."""
         if RANK:
             return
         self.history.append(metrics)
@@ -283,13 +292,14 @@ class RunDirectory:
             "metrics.jsonl": [metrics],
         }
         for name, entries in lines.items():
-            with named(self.path / name), (self.path / name).open("a") as file:
+            with writing(self.path / name), (self.path / name).open("a") as file:
                 file.write("".join(json.dumps({"step": step, **entry}) + "\n" for entry in entries))
 
     def progress(self, metrics, timings, evaluation):
         """The figures that stand behind the progress bar."""
-        shown = {name: metrics[name] or 0.0 for name in ("reward", "accuracy", "loss")} | {"held-out": evaluation["accuracy"]}
-        return {name: f"{value:.2f}" for name, value in shown.items()} | {"tokens/s": f"{timings['tokens_per_second']:.0f}"}
+        shown = {name: metrics[name] for name in ("reward", "accuracy", "loss")} | {"held-out": evaluation["accuracy"]}
+        figures = {name: "-" if value is None else f"{value:.2f}" for name, value in shown.items()}
+        return figures | {"tokens/s": f"{timings['tokens_per_second']:.0f}"}
 
     def write_json(self, name, content):
         with replacing(self.path / name) as unfinished:

@@ -65,14 +65,18 @@ def check(config):
     config.output_dir = config.output_dir or default_output_dir(config)
 
 
-def check_prompts(config, prompts, model_config):
-    """Refuses prompts (long [B, P]) that leave no room for the completions, or hold tokens that the model does not know."""
+def check_prompts(config, batch, model_config):
+    """Refuses encoded prompts that leave no room for the completions, or hold the mask or tokens that the model lacks."""
+    prompts = batch["input_ids"]  # [B, P]
     longest, limit = prompts.shape[1] + max(config.gen_length, *config.eval_lengths), model_config.max_position_embeddings
     if longest > limit:
         raise InputError(
             f"prompt and completion take up to {longest} tokens and the model allows {limit}: lower --gen_length and "
             "--eval_lengths, or leave out the long problems"
         )
+    if ((prompts == model_config.mask_token_id) & batch["attention_mask"].bool()).any():
+        sentence = f"its mask token (id {model_config.mask_token_id}) stands in the prompts, where it must never be"
+        raise InputError(f"--model {config.model}: {sentence}")
     if prompts.max() >= model_config.vocab_size:
         raise InputError(f"--model {config.model}: its tokenizer has tokens beyond the {model_config.vocab_size} that it knows")
 

@@ -1,9 +1,9 @@
-"""What a checkpoint from a stranger can do: nothing.
+"""What a checkpoint from a stranger can do: name the base of its adapters, and bring a chat template that never ends.
 
 transformers and peft act on dozens of settings that a checkpoint's files may carry: classes to import, attention kernels to
 fetch, files elsewhere to read, pickles to open. None of that is handled here one by one. They are shown a directory made for
-the purpose (`vetted`), in which there is nothing but safetensors and the few settings that are understood; and nothing is
-allocated before sizes have been compared with what the files can hold.
+the purpose (`vetted`), in which there is nothing but safetensors, the tokenizer's files and the few settings that are
+understood; and nothing is allocated before sizes have been compared with what the files can hold.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from rewards import InputError, refusing
 
-KNOWN = {  # all that is read of these files
+KNOWN = {  # all that is passed on of these files
     "tokenizer_config.json": """bos_token eos_token pad_token unk_token mask_token cls_token sep_token chat_template
         additional_special_tokens extra_special_tokens added_tokens_decoder add_prefix_space
         clean_up_tokenization_spaces""".split(),
@@ -46,7 +46,7 @@ def check_sizes(file, settings):
 
 
 def own(directory, name):
-    """The regular file `name` of a directory, or of the hub's cache that the directory is a snapshot in."""
+    """The regular file `name` of a directory; it may be a link into a cache of the hub (models--.../blobs)."""
     file, home = (directory / name).resolve(), directory.resolve()
     in_the_hubs_cache = file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
     if not re.fullmatch(r"[\w.-]+", str(name)) or not (file.parent == home or in_the_hubs_cache):
@@ -93,9 +93,10 @@ def vetted(directory, weights=True):
 
 
 def check_weights(path, stock, config, item_size, renamed):
-    """Refuses, before anything is allocated, weights that the files or the memory cannot hold, or that have two values.
+    """Refuses, before anything is allocated, weights that the files or the memory cannot hold, that are there twice, or that
+    are no floats.
 
-    item_size: bytes of a weight in the memory of the machine. renamed: patterns and what they become, from the names in
+    item_size: bytes that a weight takes in the machine's own memory. renamed: patterns and what they become, from the names in
     the files to those of the class.
     """
     with refusing(f"{path}: not a valid config"), torch.device("meta"):
@@ -106,7 +107,7 @@ def check_weights(path, stock, config, item_size, renamed):
             for file in (file for name, file in weight_files(path).items() if name != INDEX):
                 size += file.stat().st_size
                 with safe_open(file, "pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118
+                    for name in tensors.keys():
                         kind, short = tensors.get_slice(name).get_dtype(), f"{name!r:.100}"
                         for pattern, replacement in renamed.items():
                             name = re.sub(pattern, replacement, name)
@@ -144,7 +145,7 @@ def adapter_settings(directory, defaults):
         if name not in harmless and value not in plain and not (name == "init_lora_weights" and drawn_anew):
             raise InputError(f"{file}: {name} = {value!r:.100} is not supported")
     with safe_open(own(directory, "adapter_model.safetensors"), "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
+        for name in tensors.keys():
             shape = tensors.get_slice(name).get_shape()
             if settings.get("r") not in shape:
                 raise InputError(f"{file}: r = {settings.get('r')!r:.100}, but {name!r:.100} has the shape {shape}")
