@@ -152,10 +152,10 @@ def make_reference(scratch):
 # Each fault is a generator: for each time it is tried it yields None, or what was lost.
 
 
-def killed_at_every_change(reference, rounds, draw):
-    """SIGKILL just before each time that Python opens a file for writing, or makes, renames or removes one"""
+def killed_at_changes(reference, rounds, draw):
+    """SIGKILL just before Python opens a file for writing, or makes, renames or removes one; at every third such moment"""
     changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
-    directory, before = fresh(reference, "killed"), 0
+    directory, before = fresh(reference, "killed"), draw.randrange(3)
     while True:
         seen = [0]
 
@@ -469,7 +469,7 @@ def lost_rank(reference, rounds, draw):
 
 
 FAULTS = {  # how often each is tried by `make faults` and by the tests; those that cannot be drawn are all tried
-    killed_at_every_change: (200, 12), killed_at_random: (40, 2), killed_while_saving: (40, 2), asked_to_stop: (30, 3),
+    killed_at_changes: (60, 12), killed_at_random: (40, 2), killed_while_saving: (40, 2), asked_to_stop: (30, 3),
     reader_gone: (10, 2), asked_twice: (4, 1), bit_flipped: (60, 3), truncated: (40, 2), all_damaged: (1, 1),
     disk_full: (20, 2), read_only: (6, 2), changed: (1, 1), two_at_once: (12, 2), nan_gradients: (10, 2),
     bad_rewards: (14, 3), lost_rank: (3, 1),
