@@ -30,7 +30,7 @@ import rewards
 import wd1
 from extras import faults, fuzz
 from extras.health import advice, describe, self_check
-from extras.latex import equivalent
+from extras.latex import compare, equivalent
 from extras.settings import check_prompts
 from rewards import TASKS, InputError
 
@@ -1100,11 +1100,12 @@ def test_a_fuzzer_finds_nothing_and_would_find_something(monkeypatch):
     [("\\frac34", "\\frac{3}{4}", True), ("0.75", "\\frac{3}{4}", True), ("3/4", "\\frac{3}{4}", True), ("(3, \\pi/2)", "\\left( 3, \\frac{\\pi}{2} \\right)", True),
      ("[0, \\infty)", "[0,\\infty)", True), ("(0, \\infty)", "[0,\\infty)", False), ("2\\sqrt{13}", "\\sqrt{52}", True), ("9i+6", "6+9i", True), ("1,450", "1450", True),
      ("x = 5", "5", True), ("y=3+2x", "y = 2x + 3", True), ("(x+1)(x+2)", "x^2+3x+2", True), ("x^2+3x+3", "x^2+3x+2", False), ("\\text{Evelyn}", "Evelyn", True),
-     ("50\\%", "50", True), ("90^\\circ", "90", True), ("9^{9^{9^9}}", "3", False), ("12", "13", False), ("{" * 150, "3", False), ("__import__('os')", "3", False)],
+     ("50\\%", "50", True), ("90^\\circ", "90", True), ("9^{9^{9^9}}", "3", False), ("12", "13", False), ("10^{12}", "1000000000000", True), ("\\frac{17}{21+\\sqrt[4]{\\frac{0.5}{12}}}", "\\frac{17}{21}", False),
+     ("5120^r^5", "r", False), ("5", "x = 5", True), ("x \\in [-2,7]", "[-2,7]", True), ("{" * 150, "3", False), ("__import__('os')", "3", False)],
 )  # fmt: skip
 def test_latex_answers_that_mean_the_same(answer, gold, same):
     assert equivalent(answer, gold) is same and equivalent(gold, gold)
-    equivalent.cache_clear()
+    compare.cache_clear()
     with ThreadPoolExecutor(1) as other_thread:  # where there are no alarms
         assert other_thread.submit(equivalent, answer, gold).result() is same
 

@@ -4,8 +4,8 @@ math-verify compares answers well, but has no bound on its time: seconds for a w
 Its own limit is an alarm, and a reward must not depend on how busy the machine is. So an answer is judged by its look first.
 What is much more complicated than the gold answer cannot be equal to it, or would be equal only after a simplification that
 nobody asked for, and is refused. Tuples, intervals and equations with the same left side are taken apart here, which is ten
-times as fast. What remains takes math-verify some milliseconds, seldom 100; its alarm, of 5 s, is a last resort that no
-answer is known to reach, and is not there outside the main thread.
+times as fast. What remains takes math-verify some milliseconds, seldom 100; its alarm, of 5 s, is a last resort, and is not
+there outside the main thread.
 """
 
 import functools
@@ -13,6 +13,7 @@ import itertools
 import logging
 import re
 import threading
+import zlib
 
 COMMANDS = set(  # those that an answer may use though the gold answer does not
     "left right frac dfrac tfrac sqrt text textbf mbox mathrm cdot times div pm cup in circ le leq ge geq begin end".split()
@@ -23,8 +24,8 @@ LIMITS = {  # how often an answer may use these if the gold answer does not use 
 }  # fmt: skip
 FUNCTION = r"\\(a?sin|cos|tan|cot|sec|csc|arc|ln|log|exp)"
 TOO_HARD = re.compile(
-    r"[0-9]{13}|\^\s*\{?\s*-?\s*[0-9]{3}"  # long numbers and exponents
-    r"|\^\s*\{[^{}]*\^|[)}\]]\s*\^\s*\{?\s*-?\s*([0-9]{2}|[6-9])"  # towers, and high powers of groups
+    r"[0-9]{21}|\^\s*\{?\s*-?\s*[0-9]{3}"  # long numbers and exponents
+    r"|\^\s*(\{[^{}]*\}?|\\?\w*)\s*\^|[)}\]]\s*\^\s*\{?\s*-?\s*([0-9]{2}|[6-9])"  # towers, and high powers of groups
     r"|[0-9]{3}\s*!|!\s*!|%\s*[^\s$]"  # large factorials, and percent signs but at the end
     r"|\\(sum|prod|int|lim|big|op|mod|bmod|det|max|min|gcd|lcm)"
     rf"|{FUNCTION}.*({FUNCTION}|=)|=.*{FUNCTION}"  # several functions, or one in an equation
@@ -79,24 +80,36 @@ def library():
     """
     import sympy
     from latex2sympy2_extended import latex2sympy2
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, grader, parse, verify
 
     def number(digits):
         digits = re.sub("[, ]", "", digits)
         return sympy.Integer(digits) if digits.isdigit() else sympy.Float(digits)
 
+    def simplify(difference):
+        """Two answers differ if they do at some numbers; sympy's own `simplify` may take seconds to say so, or minutes."""
+        if difference.is_Matrix:
+            return sympy.simplify(difference)
+        numbers = {x: sympy.Rational(zlib.crc32(x.name.encode()) % 1000 + 1, 499) for x in difference.free_symbols}
+        there = difference.evalf(subs=numbers)
+        return there if not numbers or abs(there) > 1e-9 else sympy.simplify(difference)
+
+    assert grader.simplify, "another math_verify"
     assert latex2sympy2.convert_number and latex2sympy2._Latex2Sympy.parse_number, "another latex2sympy2_extended"
     latex2sympy2.convert_number, latex2sympy2._Latex2Sympy.parse_number = number, staticmethod(number)
+    grader.simplify = simplify
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of what it cannot read, and of having no alarm
     return functools.partial(parse, extraction_config=[LatexExtractionConfig()]), verify
 
 
-@functools.lru_cache(10_000)  # a group's answers are often the same, and each is judged for the reward and for the accuracy
 def equivalent(answer: str, gold: str) -> bool:
     """Whether two LaTeX answers mean the same; long or hostile answers mean only themselves."""
     answer, gold = answer.strip(), gold.strip()
-    if answer == gold or max(len(answer), len(gold)) > 200:
-        return answer == gold
+    return answer == gold or (max(len(answer), len(gold)) <= 200 and compare(answer, gold))
+
+
+@functools.lru_cache(10_000)  # a group's answers are often the same, and each is judged for the reward and for the accuracy
+def compare(answer, gold):
     layout = r"\\(left|right)(?![a-z])|(?<![0-9])\s+|\s+(?![0-9])"  # not the space of 2 1/2
     if re.sub(layout, "", answer) == re.sub(layout, "", gold):
         return True
@@ -106,9 +119,11 @@ def equivalent(answer: str, gold: str) -> bool:
     if all(tuples):
         (kind, parts), (gold_kind, gold_parts) = tuples
         return kind == gold_kind and len(parts) == len(gold_parts) and all(map(equivalent, parts, gold_parts))
-    sides, gold_sides = answer.split("="), gold.split("=")
-    if len(sides) == len(gold_sides) == 2 and sides[0].strip() == gold_sides[0].strip():
-        return equivalent(sides[1], gold_sides[1])
+    # x = 5 and x \in [0, 5] answer as 5 and [0, 5] do, and are answered by them; math-verify would solve equations.
+    (*left, value), (*gold_left, gold_value) = (re.split(r"\s*(?:=|\\in(?![a-z]))\s*", text) for text in (answer, gold))
+    alike = left == gold_left or not gold_left or (not left and len(gold_left[0]) == 1)
+    if alike and "".join(left + gold_left) and "," not in "".join(left + gold_left):
+        return equivalent(value, gold_value)
     if not comparable(answer, gold):
         return False
     parse, verify = library()
