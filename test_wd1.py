@@ -2111,9 +2111,9 @@ def test_rollouts_remember_the_probability_of_each_token(model):
         assert (rollout.probability[~live, i] == 1).all()
 
 
-def history(rewards, entropies=None, accuracy=0.3):
-    entropies = entropies or [1.0] * len(rewards)
-    return [{"eval": {}}, *({"reward": r, "entropy": e, "accuracy": accuracy} for r, e in zip(rewards, entropies))]
+def history(rewards, entropies=None, accuracy=0.3, degenerate=0.5):
+    fixed = {"accuracy": accuracy, "degenerate_groups": degenerate}
+    return [{"eval": {}}, *({"reward": r, "entropy": e, **fixed} for r, e in zip(rewards, entropies or [1.0] * len(rewards)))]
 
 
 def test_advice_is_given_when_a_run_goes_wrong_and_only_then():
@@ -2128,6 +2128,8 @@ def test_advice_is_given_when_a_run_goes_wrong_and_only_then():
     certain = [1.0] * 30 + [0.01] * 10
     assert "the entropy has collapsed to 0.01 nats" in advice(history([0.5] * 40, certain))
     assert advice(history([0.5] * 40, certain, accuracy=0.99)) is None, "certain and right"
+    assert "no group had unequal rewards" in advice(history([0.0] * 20, degenerate=1))
+    assert advice(history([1.0] * 20, degenerate=1, accuracy=1.0)) is None
 
 
 def test_a_warning_is_printed_once_and_kept(tmp_path, monkeypatch, capsys):

@@ -2,9 +2,8 @@
 
     make collapse          # half an hour on two cores; finished runs in runs/collapse are not repeated
 
-w- pushes log p of the worse completions down, and there is no floor. While steps are small, the completions that are pulled
-up hold the rest in place; large steps push the policy off what the base has learned, so that it writes less and less that is
-rewarded. Remedies, among them wd1-positive, which only pulls, are tried at a rate that fails.
+One would blame w-, which pushes log p of the worse completions down without a floor. So the runs at a rate that fails are
+repeated without it (wd1-positive), and with what else should soften it; only a smaller rate helps.
 """
 
 import json

@@ -79,8 +79,8 @@ def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
 def advice(history):
     """What to do, in a sentence, if the metrics of the steps so far say that the run goes wrong; else None.
 
-    Wrong is a reward well below that of earlier steps, or an entropy a tenth of the first steps' while most answers are
-    wrong; both are means of ten steps.
+    Wrong is a reward well below that of earlier steps; and, while most answers are wrong, nothing but groups with equal
+    rewards, or an entropy a tenth of the first steps'. All are means of ten steps.
     """
     steps = [line for line in history if "reward" in line]
     if len(steps) < 2 * WINDOW:
@@ -92,14 +92,19 @@ def advice(history):
     step_variance = fmean((b - a) ** 2 for a, b in zip(rewards, rewards[1:])) / 2  # whatever the trend
     step_variance = max(step_variance, (variance(best) + variance(now)) / 2)
     standard_error = math.sqrt(2 * step_variance / WINDOW)
-    if high - low > max(0.1 * abs(high), 5 * standard_error):  # five, because there are many windows to be the best of
+    if high - low > max(0.1 * abs(high), 4.5 * standard_error):  # many, because there are many windows to be the best of
         return (
             f"the reward has fallen from {high:.3g} to {low:.3g} (means of {WINDOW} steps): the updates may be too large; "
-            "start again with a third of the --learning_rate, or a lower --max_grad_norm"
+            "start again with a third of the --learning_rate"
+        )
+    correct = fmean(line["accuracy"] for line in last)
+    if correct < 0.5 and all(line["degenerate_groups"] == 1 for line in last):
+        return (
+            f"in {WINDOW} steps no group had unequal rewards, and from equal ones nothing is learned: if rewards were higher "
+            "before, start again with a third of the --learning_rate; if not, try easier problems or a higher --temperature"
         )
     entropy, entropy_now = (fmean(line["entropy"] for line in lines) for lines in (first, last))
-    correct = fmean(line["accuracy"] for line in last)
-    if entropy_now < 0.1 * entropy and correct < 0.5:
+    if correct < 0.5 and entropy_now < 0.1 * entropy:
         return (
             f"the entropy has collapsed to {entropy_now:.2g} nats a token while {correct:.0%} are correct: the samples of a "
             "group hardly differ any more; start again with a higher --temperature or --lam"
