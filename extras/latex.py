@@ -29,6 +29,7 @@ TOO_HARD = re.compile(
     r"|[0-9]{3}\s*!|!\s*!|%\s*[^\s$]"  # large factorials, and percent signs but at the end
     r"|\\(sum|prod|int|lim|big|op|mod|bmod|det|max|min|gcd|lcm)"
     rf"|{FUNCTION}.*({FUNCTION}|=)|=.*{FUNCTION}"  # several functions, or one in an equation
+    r"|=.*\.[0-9]|\.[0-9].*="  # decimals in an equation, for which sympy would look for a formula, and evaluate it
 )
 SEVERAL = re.compile(r"[,;&<>]|\\\\|\\(cup|pm|in|[lg]eq?)(?![a-z])|\b(and|or)\b")  # marks of a list, matrix, interval or set
 THOUSANDS = r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))"
