@@ -382,9 +382,15 @@ def two_at_once(reference, rounds, draw):
         directory = fresh(reference, "shared") if round % 2 else copy(reference, "shared")
         options = {} if round % 2 else {"max_steps": 5}
         other = beside(directory, "other.log")
+
+        def apart():  # two that write into one file overwrite each other
+            output = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+
         one = start(directory, **options)
         time.sleep(draw.uniform(0, 0.2))
-        two = start(directory, lambda: setattr(sys, "stderr", other.open("w", buffering=1)), **options)
+        two = start(directory, apart, **options)
         codes = sorted((wait(one), wait(two)))
         said = log(directory).read_text() + other.read_text()
         if codes == [0, 2] and ("another process is writing" in said or "holds another run" in said):
