@@ -1290,8 +1290,7 @@ def test_every_objective_runs_and_its_plan_counts_its_forward_passes(tmp_path, c
 
 def rewarded(monkeypatch, task=rewards.Sudoku):
     """A reward that a random model gets some of: the share of even characters."""
-    score = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)  # noqa: E731
-    monkeypatch.setattr(task, "reward", score)
+    monkeypatch.setattr(task, "reward", faults.even_characters)
 
 
 def load_state(directory):
@@ -1716,7 +1715,7 @@ import torch
 import extras.lora, rewards, test_wd1, wd1
 torch.set_num_threads(1)
 rewards.Sudoku.problems = test_wd1.few_problems
-rewards.Sudoku.reward = lambda self, text, example: sum(ord(c) % 2 == 0 for c in text) / (len(text) + 1)
+rewards.Sudoku.reward = test_wd1.faults.even_characters
 LoraConfig = extras.lora.LoraConfig
 extras.lora.LoraConfig = lambda **options: LoraConfig(**dict(options, lora_dropout=0.0))  # dropout draws differ by rank
 for line in pathlib.Path("runs.txt").read_text().splitlines():

@@ -588,15 +588,15 @@ def set_up(config):
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     reference = (model if config.lora_rank else copy.deepcopy(model)) if config.beta and not config.eval_only else None
-    for network in dict.fromkeys([model, reference or model]):  # each once, in the same order on every rank
-        if config.shard:
-            parallel.shard(network, config.device, getattr(torch, config.dtype))
+    networks = dict.fromkeys([model, reference or model])  # each once, in the same order on every rank
+    for network in networks if config.shard else ():
+        parallel.shard(network, config.device, getattr(torch, config.dtype))
     if not config.dry_run:
         few = encode(tokenizer, test_set[:8]["prompt"]).to(config.device)
         with autocast(config):
             self_check(model, few.input_ids, few.attention_mask, config.model)
         parallel.reshard(model)  # an optimizer that is made next must see the weights divided
-    for network in {model, reference or model} if config.compile else ():
+    for network in networks if config.compile else ():
         network.get_decoder().compile()
     return model, reference, tokenizer, train_set, test_set
 

@@ -95,6 +95,18 @@ def wait(process):
     return os.waitstatus_to_exitcode(status)
 
 
+def kill(process):
+    os.kill(process, signal.SIGKILL)
+    wait(process)
+
+
+def await_metrics(directory, seconds):
+    """Waits until a run in `directory` is in its loop, or about to be, and `seconds` more."""
+    while not (directory / "metrics.jsonl").exists():
+        time.sleep(0.001)
+    time.sleep(seconds)
+
+
 def not_said(directory, *words):
     """What a run said whose last sentence should have held `words`, without a traceback; nothing, if it did."""
     said = log(directory).read_text()
@@ -185,8 +197,7 @@ def killed_at_random(reference, rounds, draw):
         for _ in range(3):
             process = start(directory)
             time.sleep(draw.uniform(0, duration))
-            os.kill(process, signal.SIGKILL)
-            wait(process)
+            kill(process)
         yield end(directory, reference)
 
 
@@ -198,8 +209,7 @@ def killed_while_saving(reference, rounds, draw):
         while not list(directory.glob(f"checkpoint/step-*{wanted}.unfinished")) and not (directory / "summary.json").exists():
             pass
         time.sleep(draw.uniform(0, 0.03))
-        os.kill(process, signal.SIGKILL)
-        wait(process)
+        kill(process)
         yield end(directory, reference)
 
 
@@ -208,9 +218,7 @@ def asked_to_stop(reference, rounds, draw):
     for _ in range(rounds):
         directory = fresh(reference, "stopped")
         process = start(directory)
-        while not (directory / "metrics.jsonl").exists():
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.6))
+        await_metrics(directory, draw.uniform(0, 0.6))
         os.kill(process, draw.choice([signal.SIGINT, signal.SIGTERM]))
         code, said = wait(process), log(directory).read_text()
         if (code == 1 and "to go on: python wd1.py --resume" not in said) or code not in (0, 1):
@@ -231,9 +239,7 @@ def reader_gone(reference, rounds, draw):
 
         process = start(directory, pipe if round % 2 == 0 else lambda: None, save_every=50)
         os.close(writing)
-        while not (directory / "metrics.jsonl").exists():
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.3))
+        await_metrics(directory, draw.uniform(0, 0.3))
         os.close(reading)
         for number in [signal.SIGINT] + [signal.SIGTERM] * (round % 2):
             os.kill(process, number)
@@ -247,9 +253,7 @@ def asked_twice(reference, rounds, draw):
     for _ in range(rounds):
         directory = fresh(reference, "stopped")
         process = start(directory, lambda: setattr(wd1, "learn", lambda *_: time.sleep(60)))
-        while not (directory / "metrics.jsonl").exists():
-            time.sleep(0.001)
-        time.sleep(0.5)
+        await_metrics(directory, 0.5)
         os.kill(process, signal.SIGINT)
         time.sleep(1.2)
         os.kill(process, draw.choice([signal.SIGINT, signal.SIGTERM]))
@@ -344,8 +348,7 @@ def read_only(reference, rounds, draw):
             if round % 2:
                 process = start(directory)
                 time.sleep(draw.uniform(0.2, 0.6))
-                os.kill(process, signal.SIGKILL)
-                wait(process)
+                kill(process)
             remount("ro")
             code = wait(start(directory))
             lost = not_said(directory, "cannot be written") or (None if code == 2 else f"exit code {code}")

@@ -19,12 +19,11 @@ from safetensors import safe_open
 
 from rewards import InputError, refusing
 
+SPECIAL = "bos_token eos_token pad_token unk_token mask_token cls_token sep_token additional_special_tokens".split()
 KNOWN = {  # all that is passed on of these files
-    "tokenizer_config.json": """bos_token eos_token pad_token unk_token mask_token cls_token sep_token chat_template
-        additional_special_tokens extra_special_tokens added_tokens_decoder add_prefix_space
-        clean_up_tokenization_spaces""".split(),
-    "special_tokens_map.json": """bos_token eos_token pad_token unk_token mask_token cls_token sep_token
-        additional_special_tokens""".split(),
+    "tokenizer_config.json": SPECIAL
+    + "chat_template extra_special_tokens added_tokens_decoder add_prefix_space clean_up_tokenization_spaces".split(),
+    "special_tokens_map.json": SPECIAL,
     "adapter_config.json": """peft_type base_model_name_or_path r lora_alpha lora_dropout target_modules use_rslora bias
         task_type inference_mode fan_in_fan_out""".split(),
 }
