@@ -2,14 +2,31 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint faults fuzz collapse variance bench approximate clean
+.PHONY: demo tutorial notebook compare compare-quick exercises test lint faults fuzz collapse variance bench approximate clean
 
 demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train it with wd1, show before and after
 	rm -rf runs/demo
 	$(RUN) wd1.py --output_dir runs/demo
 
+tutorial: .venv/ready  ## wd1.py as a page, its prose beside its code: one file, that needs no network
+	$(RUN) -m extras.tutorial --out runs/tutorial.html
+
+notebook: .venv/ready  ## wd1.py as a notebook whose cells run on a laptop; opens it if jupyter's notebook is installed
+	$(RUN) -m extras.tutorial --out runs/wd1.ipynb
+	@if $(RUN) -c "import notebook" 2>/dev/null; then $(RUN) -m notebook runs/wd1.ipynb; \
+	else echo "to open it: $(RUN) -m pip install notebook && $(RUN) -m notebook runs/wd1.ipynb"; fi
+
 test: .venv/ready  ## all tests, on the CPU
 	$(RUN) -m pytest -q
+
+compare: .venv/ready  ## the paper's claims on the tiny models: the README's tables and curves; resumable
+	$(RUN) -m extras.compare
+
+compare-quick: .venv/ready  ## the same on less of everything: shows that it works, not who wins
+	$(RUN) -m extras.compare --quick
+
+exercises: .venv/ready  ## does what extras/exercises.md tells a student to do, and says whether it comes out as written there
+	$(RUN) -m extras.exercises all
 
 lint: .venv/ready  ## style, and the width of lines
 	$(RUN) -m ruff check .

@@ -3,7 +3,7 @@
 Every task asks for `<reasoning>...</reasoning><answer>...</answer>`; "the answer" is the text of the last such
 `<answer>` pair. The rewards are those of the published runs (d1, arXiv 2504.12216; wd1, arXiv 2507.08838). They are
 *total*: any string a model may write gets a finite number, in time linear in its length, and none of it is ever
-executed. To train on a problem of your own, write a `Task`: `problems`, `parse`, `key`, `reward` and `correct`.
+executed. To train on a problem of your own, write a `Task` (extras/my_task.py is one) and name it: `--task FILE.py:CLASS`.
 """
 
 import ast
@@ -14,6 +14,7 @@ import json
 import math
 import random
 import re
+import runpy
 import zlib
 from contextlib import contextmanager
 from fractions import Fraction
@@ -117,20 +118,20 @@ class Task:
     test by `key`: two problems with one key are on one side, on every machine and for every seed.
     """
 
-    instruction: str  # what every prompt of the task begins with
+    instruction = ""  # what every prompt of the task begins with
     held_out = 5  # one key in `held_out` is kept for testing
 
     def problems(self, split: str, seed: int, blanks: int) -> list[dict]:
         """The task's own problems for `split` ("train" or "test"), without a file: generated, or from the hub."""
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} has no problems of its own: give a file with --data")
 
     def parse(self, row: dict) -> dict | None:
         """One row of a data file as an example without its prompt, None to leave it out; InputError names a bad column."""
-        raise NotImplementedError
+        return row
 
     def question(self, example: dict) -> str:
         """What follows the instruction in the prompt."""
-        raise NotImplementedError
+        return field(example, "question")
 
     def key(self, example: dict) -> str:
         """What train and test must not share."""
@@ -142,7 +143,7 @@ class Task:
 
     def correct(self, completion: str, example: dict) -> bool:
         """Whether the completion solves the problem; what "accuracy" counts."""
-        raise NotImplementedError
+        return self.reward(completion, example) >= 1
 
     def is_test(self, example: dict) -> bool:
         return zlib.crc32(self.key(example).encode()) % self.held_out == 0
@@ -470,3 +471,27 @@ class Math(Task):
 
 
 TASKS: dict[str, Task] = {"sudoku": Sudoku(), "countdown": Countdown(), "gsm8k": GSM8K(), "math": Math()}
+
+
+def get_task(name: str) -> Task:
+    """The task that `--task` names: one of TASKS; CLASS of a file, FILE.py:CLASS, which is run; or rg:NAME, reasoning-gym's."""
+    return TASKS[name] if name in TASKS else load_task(name)
+
+
+@functools.cache
+def load_task(name: str) -> Task:
+    file, _, kind = name.rpartition(":")
+    if file == "rg":
+        from extras.gym import ReasoningGym
+
+        return ReasoningGym(kind)
+    if not file.endswith(".py"):
+        raise InputError(f"--task {name}: unknown; choose one of {', '.join(TASKS)}, or FILE.py:CLASS, or rg:NAME")
+    if not Path(file).is_file():
+        raise InputError(f"--task {name}: there is no file {file}")
+    with refusing(f"--task {name}: the file cannot be run"):
+        found = runpy.run_path(file).get(kind)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise InputError(f"--task {name}: {file} has no class {kind} that is a rewards.Task")
+    with refusing(f"--task {name}: the task cannot be made"):
+        return found()

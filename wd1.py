@@ -50,21 +50,21 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from extras import parallel
 from extras.cache import KeyValueCache
 from extras.checkpoints import LLADA_WEIGHTS, find_checkpoint, four_bits, read_config, read_tokenizer
+from extras.chunks import chunked_log_probs
 from extras.health import describe, self_check
-from extras.pictures import plot_runs
-from extras.runs import RunDirectory
-from extras.settings import check, check_prompts, eval_steps, parse_arguments
+from extras.runs import RunDirectory, exit_code, problems_of
+from extras.settings import autocast, check, check_prompts, eval_steps, parse_arguments
 from extras.vetting import check_finite, check_weights, vetted
 from extras.watch import show
-from rewards import TASKS, InputError, judge, refusing
+from rewards import TASKS, InputError, get_task, judge, refusing
 
 # ================================================================================================== 1. Configuration
+# One dataclass holds every setting of a run, and the command line is made from it: there is no other place to look.
 
 
 def setting(default, help):
@@ -78,11 +78,12 @@ class Config:
     """Every setting. The defaults are those of the published LLaDA-8B runs; PRESETS holds what differs from them."""
 
     model: str = setting("tiny", "'tiny' (the demo's), a directory, a LLaDA config.json (random weights) or a hub id")
-    task: str = setting("sudoku", f"one of {', '.join(TASKS)}")
+    task: str = setting("sudoku", f"{', '.join(TASKS)}, FILE.py:CLASS (a rewards.Task of yours) or rg:NAME (reasoning-gym)")
     data: Optional[str] = setting(None, "a .csv or .jsonl file with the problems, instead of the task's own")
     test_data: Optional[str] = setting(None, "a file with the held-out problems, instead of a fifth of --data")
     blanks: int = setting(8, "sudoku: empty cells of a generated puzzle")
     output_dir: Optional[str] = setting(None, "where the run is written; default runs/<model>-<task>-<objective>")
+    track: Optional[Literal["tensorboard", "wandb", "trackio"]] = setting(None, "send the metrics to this tracker as well")
     resume: bool = setting(False, "go on from the checkpoint in output_dir")
     eval_only: bool = setting(False, "evaluate the model and stop")
     dry_run: bool = setting(False, "print what the run would cost and stop")
@@ -150,10 +151,15 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 }  # fmt: skip
 
 # =================================================================================================== 2. The model
-# A diffusion language model is a stock transformer without its causal mask: every position sees every other, and the
-# output at a masked position is a distribution over the token that belongs there: it was trained to restore text of which a
-# random part was masked. So real checkpoints load into stock classes with `is_causal = False`; only names differ, and for
-# Dream where a prediction is read (extras/checkpoints.py has the tables).
+# A diffusion language model is a stock transformer without its causal mask. It was trained to restore text of which a random
+# part was masked, so every position sees every other, and the output at a masked position i is a distribution over the token
+# that belongs there, given all tokens x that are shown:
+#
+#     p(o_i | q, x) = softmax(logits_i)
+#
+# So real checkpoints load into stock classes with `is_causal = False`; only names differ, and for Dream where a prediction is
+# read (extras/checkpoints.py has the tables). Nothing would fail if the causal mask were left on: a run would cost as much,
+# report a falling loss and learn nothing. That is why `self_check` looks at each model before its first step.
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
@@ -228,8 +234,15 @@ def as_reference(model):
 
 
 # ========================================================================================= 3. Sampling: the reverse process
-# Start from the prompt and L masks. At each step propose a token for every mask of the current block, write the k
-# proposals the model is surest of, and leave the rest masked. Blocks go left to right (LLaDA, arXiv 2502.09992).
+# Start from the prompt and a canvas x_0 of L masks. At each step t propose a token for every mask of the current block, write
+# the k proposals that the model is surest of, and leave the rest masked. Blocks go left to right (LLaDA, arXiv 2502.09992).
+#
+#     x0_t ~ p(o | q, x_t)          a guess at the whole, each masked token on its own
+#     c_k = p(x0_t[k] | q, x_t)     how sure the model is of each
+#
+# Why the surest first? The guesses of one step do not know of each other: asked for a city, two masks may be filled with
+# "New" and "Angeles". Where the model is sure there is little left to choose, and little to get wrong. It is also why fewer
+# steps are faster and worse, and why p(o | q) has no formula: which tokens were written together depends on chance.
 
 
 @dataclass
@@ -375,9 +388,15 @@ def generate(
 
 
 # ========================================================================================= 4. The likelihood log p(o|q)
-# Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs the answers. They
-# differ only in what is hidden and how answers are weighed; a View says just that. A completion ends with its first EOS:
-# what the sampler wrote after it is no part of o and never scored. The ELBO and the one-step estimate also hide it.
+# Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs the answers:
+#
+#     log p(o | q) ~ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
+#
+# They differ only in what each canvas x_v hides and how answers are weighed; a View says just that. The ELBO is a bound, tight
+# in the mean and noisy in the single draw; the one-step estimate is biased, and cheap; the path estimate is exact for the
+# order in which a sample came about. All weigh log p of *tokens*, so all can be pulled up and pushed down alike (section 5).
+# A completion ends with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model would be
+# paid for its padding. The ELBO and the one-step estimate also hide it, so that nobody can peek at it.
 
 
 class View(NamedTuple):
@@ -388,24 +407,6 @@ class View(NamedTuple):
     weight: Tensor  # float [B, L]: how much the log-probability of each token counts
 
 
-MAX_LOGITS = 2**24  # the most held at a time: 64 MB in float32
-
-
-def chunked_log_probs(head, states, target):
-    """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
-
-    That is V logits for one number, and backward would keep several copies (LLaDA: 130 MB each for 256 tokens). So they
-    are computed a chunk of tokens at a time, and once more in the backward pass.
-    """
-    def score(states, target):
-        return -F.cross_entropy(head(states).float(), target, reduction="none")
-
-    chunk = max(MAX_LOGITS // head.out_features, 1)
-    *chunks, last = zip(states.split(chunk), target.split(chunk))
-    kept = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]
-    return torch.cat([*kept, score(*last)])  # backward begins with the last chunk, which may as well be kept
-
-
 @parallel.as_forward
 def token_log_probs(model, prompt, view, attention_mask=None):
     """log p(target_i | q, what the view shows) where the view's weight is not 0, elsewhere 0: float [B, L], with gradient."""
@@ -413,6 +414,7 @@ def token_log_probs(model, prompt, view, attention_mask=None):
     scored = view.weight != 0  # [B, L]
     positions = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device)
     states = hidden_states(model, canvas, attention_mask, positions)  # [B, L, H]
+    # log softmax(logits)[target], without holding all logits at a time: LLaDA has 126,464 for each token.
     log_probs = chunked_log_probs(model.get_output_embeddings(), states[scored], view.target[scored])
     return torch.zeros(view.weight.shape, device=canvas.device).masked_scatter(scored, log_probs)
 
@@ -461,7 +463,8 @@ def elbo_views(
 def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_mask=None, **options):
     """Monte Carlo estimate of the evidence lower bound on log p(o|q) (LLaDA, arXiv 2502.09992): float [B], with gradient.
 
-        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * sum_{i in S} log p(o_i | q, o without S) ]
+        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
+        log p(S) = sum_{i in S} log p(o_i | q, o without S)
 
     It is also the mean, over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
     [B, L]. Options, none of which changes the mean: stratified (default True) spreads the samples' levels l evenly;
@@ -488,11 +491,12 @@ def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob
 def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
     """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B], with gradient.
 
-        sum_i log p(o_i | q with each token masked with probability prompt_mask_prob, nothing of o)
+        log p(o | q) ~ sum_i log p(o_i | q')
 
-    One forward pass and no noise from a completion mask, but biased: tokens are predicted as if independent. Masking some
-    of the prompt makes the mu gradient steps on one batch see different inputs. Options: prompt_mask_prob (default 0.15),
-    mc_samples (prompt masks to average over), group_size (rows that share them), generator.
+    where q' is q with each token masked with probability prompt_mask_prob, and nothing of o is shown. One forward pass and no
+    noise from a completion mask, but biased: tokens are predicted as if independent. Masking some of the prompt makes the mu
+    gradient steps on one batch see different inputs. Options: prompt_mask_prob (default 0.15), mc_samples (prompt masks to
+    average over), group_size (rows that share them), generator.
     """
     return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
 
@@ -508,7 +512,7 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
     For wd1++ (guesses=True) each view stands alone and scores the sampler's full guess x0_t at all hidden tokens S_t, with
     c_k the model's probability of the token when it was proposed (or 1, without confidence_factor):
 
-        L/|S_t| * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t) / |S_t|
+        L/|S_t|^2 * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t)
     """
     views, T = [], int(rollout.steps.max())
     for step in steps:
@@ -523,20 +527,28 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 
 
 # ============================================================================= 5. Advantages, group weights and losses
-# The policy that maximises E[A] - lambda KL(pi || pi_old) is proportional to pi_old(o|q) exp(psi A(o)). On pi_old's own
-# samples that is the softmax of psi A, so fitting pi to it means maximising sum w+ log p. The same argument with -A gives
-# the policy to stay away from, and w-. With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b,
-# b = beta / (lambda + beta): sample from that (`generate`'s reference_weight) and weigh as before. wd1-positive, for
-# comparison, drops w-. wd1++ takes all T guesses x0_t of the G samplings of a prompt as its group.
+# The policy that maximises E[A] - lambda KL(pi || pi_old) is pi_old, tilted towards what is better (Z makes it sum to 1):
+#
+#     pi(o | q) = pi_old(o | q) exp(psi A(o)) / Z
+#
+# Samples of pi_old stand for pi_old already, so each counts as much as its tilt, and that, made to sum to 1, is the softmax of
+# psi A. Fitting the model to pi then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model. The same
+# argument with -A gives the policy to stay away from, and w-. Without w- a group of equal, bad completions would be imitated.
+# With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b, b = beta / (lambda + beta): sample from that
+# (`generate`'s reference_weight) and weigh as before. wd1-positive, for comparison, drops w-. wd1++ takes all T guesses x0_t
+# of the G samplings of a prompt as its group.
 
 
 def advantages(rewards):
-    """A = r - the group's mean, not divided by its standard deviation: [N, G] -> [N, G]."""
+    """A_i = r_i - mean_j r_j, not divided by the group's standard deviation: [N, G] -> [N, G]."""
     return rewards - rewards.mean(-1, keepdim=True)
 
 
 def group_weights(rewards, psi=1.0):
-    """w+ = softmax(psi A) and w- = softmax(-psi A) over each group: (w_plus, w_minus), constants, both [N, G].
+    """The shares of the best of each group and of the worst: (w_plus, w_minus), constants, both [N, G].
+
+        w+ = softmax(psi A)
+        w- = softmax(-psi A)
 
     Each sums to 1, so their difference sums to 0: it favours nothing in a group whose rewards are equal.
     """
@@ -545,7 +557,10 @@ def group_weights(rewards, psi=1.0):
 
 
 def wd1_loss(log_likelihood, w_plus, w_minus):
-    """loss = - sum_i (w+_i - w-_i) log p(o_i|q), averaged over the N groups: all [N, G], returns a scalar."""
+    """The weighted log-likelihood, averaged over the N groups: all [N, G], returns a scalar.
+
+        loss = - sum_i (w+_i - w-_i) log p(o_i | q)
+    """
     return -((w_plus - w_minus) * log_likelihood).sum(-1).mean()
 
 
@@ -553,8 +568,12 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
     """The baseline, diffu-GRPO (d1, arXiv 2504.12216): a clipped ratio and a KL penalty per token, averaged.
 
     log_probs, old_log_probs, ref_log_probs: [B, L], one-step estimates under one prompt mask; advantages [B]; counted
-    bool [B, L]. Returns the mean over counted tokens of  -min(ratio A, clip(ratio) A) + beta k3, where
-    k3 = ref/pi - log(ref/pi) - 1 >= 0 estimates KL(pi || ref).
+    bool [B, L]. Returns the mean over counted tokens of
+
+        loss = -min(ratio A, clip(ratio) A) + beta k3
+        k3 = ref/pi - log(ref/pi) - 1
+
+    where k3 >= 0 estimates KL(pi || ref).
     """
     ratio, advantages = (log_probs - old_log_probs).exp(), advantages[:, None]
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
@@ -564,19 +583,28 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 
 
 # ================================================================================================ 6. The training loop
+# The rest is plumbing around four lines. For each step:
+#
+#     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
+#     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
+#     theta = theta - eta grad loss      mu times, each with fresh masks; eta is the learning rate
+#     pi_old = pi                        and start again: samples are used once
+#
+# mu > 1 makes more of each expensive sample and drifts from the policy that wrote it; only clipped gradients and a small
+# learning rate hold it back, so this is where a run goes wrong first (README, "What can go wrong").
 
 
 def set_up(config):
     """What a run needs, checked before anything is written: (model, reference or None, tokenizer, training, held-out set)."""
-    task, source = TASKS[config.task], config.model
+    task, source = get_task(config.task), config.model
     files = dict(data=config.data, test_data=config.test_data, seed=config.seed, blanks=config.blanks)
     test_set = task.test(**files)
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
     train_set = test_set if config.eval_only else task.train(**files)
-    if (config.model, config.task) == ("tiny", "sudoku") and not config.dry_run:
+    if config.model == "tiny" and config.task in ("sudoku", "countdown") and not config.dry_run:
         from extras.tiny import tiny_base  # the demo's base model: pretrained once, then kept
 
-        source = parallel.in_turn(lambda: tiny_base(config.seed, config.blanks))
+        source = parallel.in_turn(lambda: tiny_base(config.task, config.seed, config.blanks))
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)
@@ -647,7 +675,7 @@ def collect(model, tokenizer, reference, rows, config, seed):
 
     rewards [N, G]. weights (w+, w-): each [B, 1]; for wd1++, whose groups are the G T guesses of all steps, [B, T].
     """
-    task, stepwise = TASKS[config.task], config.objective == "wd1++"
+    task, stepwise = get_task(config.task), config.objective == "wd1++"
     b = 0.0 if config.objective == "diffu-grpo" else config.beta / (config.lam + config.beta)  # see section 5
     options = dict(temperature=config.temperature, trajectory=stepwise, reference=reference, reference_weight=b)
     prompts = [row["prompt"] for row in rows]
@@ -759,8 +787,8 @@ def train(config):
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
     schedule = transformers.get_scheduler(config.lr_scheduler, optimizer, config.warmup_steps, config.max_steps + 1)
-    state = {"before": None, "after": None, "steps": 0, "seconds": 0.0, "forward_passes": 0}
-    state |= {"skipped_updates": 0, "failed_in_a_row": 0}
+    state = {"before": None, "after": None, "seconds": 0.0}
+    state |= dict.fromkeys(["steps", "forward_passes", "skipped_updates", "failed_in_a_row"], 0)
     state["problems"] = zlib.crc32(json.dumps([train_set[:], test_set[:]]).encode())
     state = run.restore(state, parameters, optimizer)
     passes = collections.Counter(forward=state["forward_passes"])
@@ -807,37 +835,19 @@ def train(config):
                 run.save(state, parameters, optimizer)
         show(model, tokenizer, test_set[0], config, "after")
     run.finish(model, tokenizer, state)
-    if parallel.RANK == 0:
-        plot_runs([run.path], run.path / "curve.png")
     return state
 
 
-def problems_of(step, config, size):
-    """Indices of the N problems of a step: epoch after epoch, each in a random order of its own."""
-    count = config.batch_size // config.num_generations
-    places = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
-    orders = {epoch: np.random.default_rng([config.seed, epoch]).permutation(size) for epoch, _ in places}
-    return [int(orders[epoch][place]) for epoch, place in places]
-
-
-def autocast(config):
-    """The context in which `--dtype bfloat16` computes in bfloat16, whatever the weights are kept in.
-
-    Without its cache: that would go on using the bfloat16 copies of weights which an update has since changed.
-    """
-    dtype = getattr(torch, config.dtype)
-    return torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32, cache_enabled=False)
-
-
 # ==================================================================================================== 7. Evaluation
+# On problems kept from training, at temperature 0, as a user would ask. The reward of samples may rise while this falls.
 
 
 def evaluate_model(model, tokenizer, test_set, config):
-    """{"accuracy", "reward", "lengths": {L: {"accuracy", "reward"}}} over held-out problems at temperature 0.
+    """{"accuracy", "reward", "lengths": {L: {"accuracy", "reward"}}, "problems"} of held-out problems at temperature 0.
 
     The first two are those of the length nearest to gen_length.
     """
-    task, lengths = TASKS[config.task], {}
+    task, lengths = get_task(config.task), {}
     for length in config.eval_lengths:
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
@@ -845,7 +855,7 @@ def evaluate_model(model, tokenizer, test_set, config):
         correct, reward = zip(*judged)
         lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
-    return {**lengths[str(nearest)], "lengths": lengths}
+    return {**lengths[str(nearest)], "lengths": lengths, "problems": len(test_set)}
 
 
 def evaluate(config):
@@ -880,17 +890,8 @@ def main(argv=None):
                 print(f"{when:>6}: accuracy {summary[when]['accuracy']:.1%}, reward {summary[when]['reward']:.3f}")
             print(f"{config.output_dir}/curve.png shows how it went; {config.output_dir}/model is the trained model")
         return 0
-    except KeyboardInterrupt:
-        return 130
-    except (InputError, FloatingPointError, OSError) as error:
-        print(f"wd1: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except RuntimeError as error:
-        if not parallel.is_lost_connection(error):
-            raise
-        reason = str(error).splitlines()[0]
-        print(f"wd1: rank {parallel.RANK} cannot go on: {reason}\n--resume goes on from the last checkpoint", file=sys.stderr)
-        return 1
+    except (KeyboardInterrupt, InputError, FloatingPointError, OSError, RuntimeError) as error:
+        return exit_code(error)
 
 
 if __name__ == "__main__":

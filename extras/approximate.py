@@ -62,7 +62,7 @@ def main():
             run = train(name, seed)
             summary = json.loads((run / "summary.json").read_text())
             row = {"accuracy": exact_accuracy(run), "minutes": summary["seconds"] / 60}
-            for when, source in (("before", tiny_base(seed)), ("after", train("exact", seed) / "model")):
+            for when, source in (("before", tiny_base("sudoku", seed)), ("after", train("exact", seed) / "model")):
                 model, tokenizer = wd1.load_model(source)
                 prompts = list(TASKS["sudoku"].test(seed=seed, blanks=6)["prompt"])[:256]
                 torch.manual_seed(0)

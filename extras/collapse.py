@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from extras.health import advice
+from extras.pictures import panels, save
 
 SEEDS, RUNS, RATES = (0, 1, 2), Path("runs/collapse"), (1e-4, 3e-4, 1e-3, 3e-3)
 FAILING = 1e-3  # where remedies are tried
@@ -41,37 +42,29 @@ def run(name, seed):
 
 def plot(runs, out):
     """Reward, entropy, gradient norm and held-out accuracy of the runs at each learning rate, all seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), dpi=110)
+    figure, [places] = panels(4, size=(3.25, 3.4))
     titles = {"reward": "reward of the samples", "entropy": "entropy, nats a token", "grad_norm": "norm of the gradient"}
     for number, rate in enumerate(f"{rate:g}" for rate in RATES):
         for seed, lines in enumerate(runs[rate]):
             steps = lines[1:]
             style = dict(color=f"C{number}", alpha=0.75, linewidth=1.1, label=f"learning rate {rate}" if seed == 0 else None)
-            for axes, name in zip(panels, titles):
+            for axes, name in zip(places, titles):
                 points = [fmean(line[name] or 0.0 for line in steps[max(i - 4, 0) : i + 1]) for i in range(len(steps))]
                 axes.plot([line["step"] for line in steps], points, **style)
             tested = [line for line in lines if "eval" in line]
-            panels[3].plot([line["step"] for line in tested], [line["eval"]["accuracy"] for line in tested], **style)
-    for axes, title in zip(panels, [*titles.values(), "held-out accuracy"]):
+            places[3].plot([line["step"] for line in tested], [line["eval"]["accuracy"] for line in tested], **style)
+    for axes, title in zip(places, [*titles.values(), "held-out accuracy"]):
         axes.set(xlabel="training step", title=title)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[1].set_yscale("log")
-    panels[3].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(out)
+    places[1].set_yscale("log")
+    places[3].legend(frameon=False, fontsize=8)
+    save(figure, out)
 
 
 def main():
     from extras.tiny import tiny_base
 
     for seed in SEEDS:  # before the runs need them
-        tiny_base(seed)
+        tiny_base("sudoku", seed)
     with ThreadPoolExecutor(int(os.environ.get("JOBS", 2))) as pool:
         futures = {name: [pool.submit(run, name, seed) for seed in SEEDS] for name in CASES}
         runs = {name: [future.result() for future in futures[name]] for name in CASES}

@@ -7,7 +7,7 @@ from statistics import fmean, variance
 import torch
 
 from extras.parallel import RANK, spread
-from rewards import TASKS, InputError, judge
+from rewards import InputError, get_task, judge
 
 WINDOW = 10  # steps that are averaged
 
@@ -67,7 +67,7 @@ def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
     surprise = -rollout.probability.clamp(min=1e-30).log() * counted
     return {
         "reward": rewards.mean().item(),
-        "accuracy": fmean(spread(lambda i: judge(TASKS[config.task].correct, texts[i], rows[i]), range(len(rows)))),
+        "accuracy": fmean(spread(lambda i: judge(get_task(config.task).correct, texts[i], rows[i]), range(len(rows)))),
         "degenerate_groups": (groups.amax(1) == groups.amin(1)).float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),

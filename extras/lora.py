@@ -29,7 +29,8 @@ def load_adapters(path, load_model, **options):
         model, tokenizer = load_model(base, **options)
         with vetted(path) as files:
             model = PeftModel.from_pretrained(model, files, config=config, is_trainable=True).eval()
-            if set(load_file(files / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
+            names = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+            if set(load_file(files / "adapter_model.safetensors")) != names:
                 raise InputError(f"{path}: the LoRA adapters have other names than the weights of {base}")
         check_finite(path, ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
         return model, tokenizer

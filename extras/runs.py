@@ -20,17 +20,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import filelock
+import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from extras.card import model_card
 from extras.health import advice
-from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights, spread
+from extras.parallel import RANK, WORLD, barrier, everywhere, full_weights, is_lost_connection, spread
+from extras.pictures import plot_runs
+from extras.track import open_tracker
 from rewards import InputError, refusing
 
 # What a resumed run may set anew, though draws or the schedule may then differ; anything else would make it another run.
-MAY_CHANGE = "max_steps resume device shard compile output_dir save_every eval_every".split()
+MAY_CHANGE = "max_steps resume track device shard compile output_dir save_every eval_every".split()
 MAY_CHANGE += ["rollout_batch_size", "micro_batch_size"]
 LOGS = "metrics.jsonl", "samples.jsonl", "timings.jsonl"
 SUMS = "SHA256SUMS"  # of a checkpoint's files; sha256sum -c reads it as well
@@ -276,6 +280,7 @@ class RunDirectory:
                     raise InputError(f"{file} does not hold each step up to {step} once: put it back, or start a new run")
             with replacing(file) as unfinished:
                 unfinished.write_text("".join(kept))
+        self.log, self.close = open_tracker(self.config, self.path, step)
 
     def record(self, step, metrics, timings=None, prompt=None, samples=()):
         """Appends a line to metrics.jsonl, where two equal runs are equal, and to timings.jsonl, where they never are; and
@@ -294,6 +299,7 @@ class RunDirectory:
         for name, entries in lines.items():
             with writing(self.path / name), (self.path / name).open("a") as file:
                 file.write("".join(json.dumps({"step": step, **entry}) + "\n" for entry in entries))
+        self.log(step, metrics | (timings or {}))
 
     def progress(self, metrics, timings, evaluation):
         """The figures that stand behind the progress bar."""
@@ -302,15 +308,44 @@ class RunDirectory:
         return figures | {"tokens/s": f"{timings['tokens_per_second']:.0f}"}
 
     def write_json(self, name, content):
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name, content):
         with replacing(self.path / name) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2) + "\n")
+            unfinished.write_text(content, encoding="utf-8")
 
     def finish(self, model, tokenizer, summary):
-        """Writes the trained model, which load_model and plain transformers (peft, after LoRA) read, and the summary."""
+        """Writes the trained model, which load_model and plain transformers (peft, after LoRA) read, the summary and a card."""
         weights = full_weights(model)
+        if hasattr(model, "peft_config"):  # or peft would save embeddings if config.json has another vocab_size, as LLaDAs' may
+            weights["save_embedding_layers"] = False
         if RANK == 0:
             with replacing(self.path / "model") as unfinished:
                 model.save_pretrained(unfinished, **weights)
                 tokenizer.save_pretrained(unfinished)
             self.write_json("summary.json", summary)
+            plot_runs([self.path], self.path / "curve.png")
+            self.write_text("model/README.md", model_card(self.path))
+            self.close()
         barrier()
+
+
+def problems_of(step, config, size):
+    """Indices of the N problems of a step: epoch after epoch, each in a random order of its own."""
+    count = config.batch_size // config.num_generations
+    places = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: np.random.default_rng([config.seed, epoch]).permutation(size) for epoch, _ in places}
+    return [int(orders[epoch][place]) for epoch, place in places]
+
+
+def exit_code(error):
+    """Says in a sentence why a run could not go on; the code to exit with. Raises what should never happen again."""
+    if isinstance(error, RuntimeError) and not is_lost_connection(error):
+        raise error
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, RuntimeError):
+        reason = str(error).splitlines()[0]
+        error = f"rank {RANK} cannot go on: {reason}\n--resume goes on from the last checkpoint"
+    print(f"wd1: {error}", file=sys.stderr)
+    return 2 if isinstance(error, InputError) else 1

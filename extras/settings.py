@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from extras.parallel import WORLD
-from rewards import TASKS, InputError, refusing
+from extras.track import check_tracker
+from rewards import InputError, get_task, refusing
 
 MAY_BE_ZERO = ("seed", "warmup_steps", "lora_rank", "eval_every")
 
@@ -20,8 +21,8 @@ def check(config):
     """Completes what a Config leaves open; refuses, in one sentence, what cannot run."""
     from wd1 import unmasking_schedule
 
-    if config.task not in TASKS:
-        raise InputError(f"--task {config.task}: unknown; choose one of {', '.join(TASKS)}")
+    get_task(config.task)
+    check_tracker(config.track)
     for name, value in asdict(config).items():  # counts are at least 1, or 0 where that means something; the rest finite
         for number in value if isinstance(value, list) else [value]:
             least = 1 if type(number) is int and name not in MAY_BE_ZERO else 0
@@ -81,6 +82,15 @@ def check_prompts(config, batch, model_config):
         raise InputError(f"--model {config.model}: its tokenizer has tokens beyond the {model_config.vocab_size} that it knows")
 
 
+def autocast(config):
+    """The context in which `--dtype bfloat16` computes in bfloat16, whatever the weights are kept in.
+
+    Without its cache: that would go on using the bfloat16 copies of weights which an update has since changed.
+    """
+    dtype = getattr(torch, config.dtype)
+    return torch.autocast(config.device.split(":")[0], dtype, enabled=dtype != torch.float32, cache_enabled=False)
+
+
 def eval_steps(length):
     """The denoising steps of an evaluation: two tokens a step, as in the published runs."""
     return (length + 1) // 2
@@ -89,7 +99,8 @@ def eval_steps(length):
 def default_output_dir(config):
     """runs/<model>-<task>-<objective>, the model's name made fit for a path."""
     name = re.sub(r"[^\w.+-]+", "-", config.model.removesuffix("/model")).strip("-.")
-    return f"runs/{name}-{config.task}-{config.objective}"
+    task = re.sub(r"[^\w.+-]+", "-", Path(config.task).name)
+    return f"runs/{name}-{task}-{config.objective}"
 
 
 def parse_arguments(config_class, presets, argv, description):
@@ -116,4 +127,6 @@ def parse_arguments(config_class, presets, argv, description):
         with refusing(f"{run}/config.json cannot be read"):
             saved = json.loads((run / "config.json").read_text())
             parser.set_defaults(**{name: saved[name] for name in names})
+            if ".py:" in saved["task"] and given.task != saved["task"]:  # whose file is that?
+                refuse(f"{run} was trained on --task {saved['task']}, a file that would be run: name it on the command line")
     return parser.parse_args_into_dataclasses(argv)[0]

@@ -1,19 +1,24 @@
-"""The base model of the demo: it can solve sudokus, and rarely answers as asked.
+"""The demo's base models: they can solve the problems of a task, and rarely answer as asked.
 
-RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we need a model like
-that: it is pretrained, with the same `elbo` that RL uses, on 4x4 sudokus whose answers are written row by row, as asked,
-only some of the time, and column by column otherwise. The skill is there; the wish is not. The solution grids of the
-test split never occur in its corpus. RL is then told nothing but the reward.
+RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we need models like
+that: they are pretrained, with the same `elbo` that RL uses, on problems whose answers are written as asked only some of
+the time. Sudokus are otherwise written column by column; countdown's expressions, `+30 +93 -99`, otherwise as equations,
+`+30 +93 -99 =24`, which are no expressions. The skill is there; the wish is not. Problems of the test split never occur in
+the corpus. RL is then told nothing but the reward.
 
-    python -m extras.tiny          # pretrains the base, or finds it, and prints where it is
+    python -m extras.tiny [countdown]        # pretrains a base, or finds it, and prints where it is
 """
 
+import ast
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +28,43 @@ from tqdm import tqdm
 
 import wd1
 from extras.checkpoints import character_tokenizer
-from rewards import TASKS, Sudoku
+from rewards import TASKS
 
 RECIPE = dict(steps=1600, batch_size=128, as_asked=0.3, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 
 
-def corpus(rng, blanks, size, as_asked):
-    """`size` pairs (prompt, answer) on training grids; a fraction `as_asked` of the answers is row by row."""
-    task = TASKS["sudoku"]
-    for example in task.puzzles("train", rng, blanks, size):
+def sudokus(rng, blanks, size):
+    """`size` triples (problem, its answer as asked, the answer in another form): here column by column."""
+    for example in TASKS["sudoku"].puzzles("train", rng, blanks, size):
         grid = example["solution"]
-        by_column = "".join(grid[column::4] for column in range(4))
-        answer = grid if rng.random() < as_asked else by_column
-        yield task.instruction + task.question(example), f"<answer>{answer}</answer><|eos|>"
+        yield example, grid, "".join(grid[column::4] for column in range(4))
 
 
-def pretrain(seed, blanks):
-    """Masked-diffusion pretraining of the tiny model on a fresh batch of puzzles a step: (model, tokenizer)."""
+def sums(rng, blanks, size):
+    """The same for countdown: problems that + and - solve, which is most of them; the other form names the value."""
+    signs = np.array(list(itertools.product((1, -1), repeat=3))[:-1])  # [7, 3]
+    left = size
+    while left:
+        numbers, sign = rng.integers(1, 100, 3), signs[rng.integers(len(signs))]
+        example = {"nums": numbers.tolist(), "target": int(numbers @ sign)}
+        if 10 <= example["target"] <= 100 and not TASKS["countdown"].is_test(example):
+            expression = "".join(f"{'+' if plus > 0 else '-'}{number:<2} " for plus, number in zip(sign, numbers))
+            yield example, f"{expression:<16}", f"{expression}={example['target']:<3}"
+            left -= 1
+
+
+CORPORA = {"sudoku": sudokus, "countdown": sums}
+
+
+def corpus(task, rng, blanks, size, as_asked):
+    """`size` pairs (prompt, completion) on training problems; a fraction `as_asked` of the answers is as asked."""
+    for example, answer, other in CORPORA[task](rng, blanks, size):
+        prompt = TASKS[task].instruction + TASKS[task].question(example)
+        yield prompt, f"<answer>{answer if rng.random() < as_asked else other}</answer><|eos|>"
+
+
+def pretrain(task, seed, blanks, steps):
+    """Masked-diffusion pretraining of the tiny model on a fresh batch of problems a step: (model, tokenizer)."""
     model, tokenizer = wd1.load_model("tiny", seed=seed)
     rng = np.random.default_rng([seed, blanks])
     torch.manual_seed(seed)
@@ -50,14 +75,14 @@ def pretrain(seed, blanks):
         torch.optim.Muon(matrices, lr=RECIPE["muon_lr"], weight_decay=0.01),
         torch.optim.AdamW(others, lr=RECIPE["adam_lr"], weight_decay=0.0),
     ]
-    warmup, steps = RECIPE["warmup_steps"], RECIPE["steps"]
-    schedulers = [transformers.get_scheduler("cosine", optimizer, warmup, steps) for optimizer in optimizers]
-    bar = tqdm(range(steps), "pretraining the tiny base")
+    schedulers = [transformers.get_scheduler("cosine", part, RECIPE["warmup_steps"], steps) for part in optimizers]
+    bar = tqdm(range(steps), f"pretraining the tiny {task} base")
     for step in bar:
-        prompts, answers = zip(*corpus(rng, blanks, RECIPE["batch_size"], RECIPE["as_asked"]))
-        prompt = tokenizer(list(prompts), return_tensors="pt").input_ids
-        completion = tokenizer(list(answers), return_tensors="pt").input_ids
-        loss = -wd1.elbo(model, prompt, completion).mean() / completion.shape[1]
+        prompts, answers = zip(*corpus(task, rng, blanks, RECIPE["batch_size"], RECIPE["as_asked"]))
+        prompt = wd1.encode(tokenizer, prompts)
+        completion = tokenizer(list(answers), padding=True, padding_side="right", return_tensors="pt").input_ids
+        mask = None if prompt.attention_mask.all() else prompt.attention_mask
+        loss = -wd1.elbo(model, prompt.input_ids, completion, attention_mask=mask).mean() / completion.shape[1]
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -68,20 +93,30 @@ def pretrain(seed, blanks):
     return model, tokenizer
 
 
-def tiny_base(seed=0, blanks=6):
-    """The directory of the base model, pretrained now if it is not in the cache (~/.cache/wd1, or $XDG_CACHE_HOME/wd1).
+def code(part):
+    """The source of a function or class, without what does not run: comments and docstrings."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def tiny_base(task="sudoku", seed=0, blanks=6, steps=None):
+    """The directory of a base model, pretrained now if it is not in the cache (~/.cache/wd1, or $XDG_CACHE_HOME/wd1).
 
     The cache's key is everything the model is made from: recipe, configuration, code, seed and torch version.
     """
-    parts = [corpus, pretrain, character_tokenizer, Sudoku, wd1.hidden_states, wd1.chunked_log_probs, wd1.token_log_probs]
-    parts += [wd1.log_likelihood, wd1.until_eos, wd1.shared_rand, wd1.elbo_views, wd1.elbo]
-    code = [inspect.getsource(part) for part in parts]
+    steps = steps or RECIPE["steps"]
+    parts = [CORPORA[task], type(TASKS[task]), corpus, pretrain, character_tokenizer, wd1.encode, wd1.hidden_states]
+    parts += [wd1.chunked_log_probs, wd1.token_log_probs, wd1.log_likelihood, wd1.until_eos, wd1.shared_rand]
+    parts += [wd1.elbo_views, wd1.elbo]
     config = Path(__file__).resolve().parents[1].joinpath("tiny_config.json").read_text()
-    made_from = json.dumps([RECIPE, config, code, seed, blanks, torch.__version__])
+    made_from = json.dumps([RECIPE, config, [code(part) for part in parts], seed, blanks, steps, torch.__version__])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wd1"
-    directory = cache / f"tiny-base-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
+    directory = cache / f"tiny-{task}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     if not directory.exists():
-        model, tokenizer = pretrain(seed, blanks)
+        model, tokenizer = pretrain(task, seed, blanks, steps)
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=cache))
         model.save_pretrained(unfinished)
@@ -94,4 +129,4 @@ def tiny_base(seed=0, blanks=6):
 
 
 if __name__ == "__main__":
-    print(tiny_base())
+    print(tiny_base(*sys.argv[1:2]))

@@ -1,0 +1,265 @@
+"""The paper's claims on the tiny models: wd1 against its baselines, and its estimates of the likelihood against each other.
+
+    make compare            # finished runs in runs/compare are not repeated: stop it and go on whenever you like
+    make compare-quick      # the same on less of everything: shows that it works, not who wins
+
+Every method starts from the same base models and problems and draws equally many samples. Its learning rate is found by
+one search, the same for all: from the middle of RATES to the better neighbour for as long as that is better, one run a
+rate, on seed 0's base and with draws of its own; better is more accurate on held-out problems, in the mean of all
+evaluations. Seconds are the processor's, of one thread, without the evaluations, which are the same for all.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean, stdev
+
+import mpmath
+import numpy as np
+import torch
+import transformers
+
+import wd1
+from extras.pictures import panels, save
+from extras.settings import eval_steps
+from extras.tiny import tiny_base
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+SETTINGS = dict(
+    wd1.PRESETS["tiny"], batch_size=128, max_steps=24, eval_every=3, eval_size=150, rollout_batch_size=150,
+    lr_scheduler="constant_with_warmup", warmup_steps=3, save_every=10**6, device="cpu",
+)  # fmt: skip
+QUICK = dict(max_steps=4, eval_every=2, eval_size=50, batch_size=64)
+ONE_STEP = dict(likelihood="one_step", mc_samples=1)
+METHODS = {
+    "wd1, one-step": ONE_STEP,
+    "wd1-positive, one-step": dict(ONE_STEP, objective="wd1-positive"),
+    "diffu-GRPO": dict(ONE_STEP, objective="diffu-grpo"),
+    "wd1++": dict(objective="wd1++", mc_samples=2),
+    "wd1, one-step, shared": dict(ONE_STEP, shared_masks=True),
+    **{f"wd1, ELBO {k}": dict(mc_samples=k) for k in (1, 2, 4)},
+    **{f"wd1, ELBO {k}, shared": dict(mc_samples=k, shared_masks=True) for k in (1, 2, 4)},
+    **{f"wd1, ELBO {k}, complementary": dict(mc_samples=k, complementary=True) for k in (2, 4)},
+    **{f"wd1, ELBO {k}, both": dict(mc_samples=k, shared_masks=True, complementary=True) for k in (2, 4)},
+}
+CLAIMS = [  # (who says what, the better method, the other)
+    ("wd1: beats diffu-GRPO (sudoku: by up to 59 points)", "wd1, one-step", "diffu-GRPO"),
+    ("wd1: w- is needed", "wd1, one-step", "wd1-positive, one-step"),
+    ("wd1: the stepwise wd1++ needs fewer samples", "wd1++", "wd1, one-step"),
+    ("LLaDA: the ELBO is the better estimate", "wd1, ELBO 1", "wd1, one-step"),
+    ("more draws help", "wd1, ELBO 4", "wd1, ELBO 1"),
+    ("DiffuCoder: complementary masks help", "wd1, ELBO 2, complementary", "wd1, ELBO 2"),
+    ("a group should share its masks", "wd1, ELBO 2, shared", "wd1, ELBO 2"),
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def quietly():
+    """Sets up a process that makes runs, one thread each."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for output in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+
+
+def run(directory, settings):
+    """A run, made now if it is not there: its "accuracy", "samples", "seconds" and "passes" at each evaluation."""
+    file = directory / "result.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    shutil.rmtree(directory, ignore_errors=True)
+    evaluate, marks, paused, accuracy = wd1.evaluate_model, [], [], []
+
+    def timed(*arguments):  # stops the clock
+        arrived = time.process_time()
+        marks.append(arrived)
+        accuracy.append((result := evaluate(*arguments))["accuracy"])
+        paused.append(time.process_time() - arrived)
+        return result
+
+    wd1.evaluate_model = timed
+    config = wd1.Config(**settings, output_dir=str(directory))
+    with contextlib.suppress(FloatingPointError):  # no finite gradient any more: it has learned what it will
+        wd1.train(config)
+    wd1.evaluate_model = evaluate
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = range(0, config.max_steps + 1, config.eval_every)
+    accuracy += [0.0] * (len(steps) - len(accuracy))
+    passes = [lines[step].get("forward_passes", eval_steps(config.gen_length)) for step in steps if step < len(lines)]
+    result = {
+        "accuracy": accuracy,
+        "steps": list(steps),
+        "samples": [step * config.batch_size for step in steps],
+        "seconds": [mark - marks[0] - sum(paused[:i]) for i, mark in enumerate(marks)],
+        "passes": [count - (i + 1) * eval_steps(config.gen_length) for i, count in enumerate(passes)],
+    }
+    for name in ("seconds", "passes"):  # of a run that could not go on
+        result[name] += result[name][-1:] * (len(steps) - len(result[name]))
+    for leftover in ("checkpoint", "model"):
+        shutil.rmtree(directory / leftover, ignore_errors=True)
+    file.write_text(json.dumps(result))
+    return result
+
+
+def score(result):
+    """How good a run is: its mean accuracy over all evaluations but the first."""
+    return fmean(result["accuracy"][1:])
+
+
+def compare(root, tasks, methods, seeds, rates, changes, pretraining):
+    """{task: {method: (learning rate, [a result of `run` for each seed])}}, with every base and every run that is missing."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(int(os.environ.get("JOBS", 2)), context, quietly) as pool, ThreadPoolExecutor(64) as threads:
+        made = {(t, s): pool.submit(tiny_base, t, s, SETTINGS["blanks"], pretraining) for t in tasks for s in seeds}
+        bases = {key: base.result() for key, base in made.items()}
+
+        def submit(task, method, rate, base, seed):
+            name = re.sub("[^a-z0-9+]+", "-", method.lower())
+            settings = dict(SETTINGS, **changes, task=task, model=bases[task, base], learning_rate=rate, seed=seed)
+            return pool.submit(run, root / task / name / f"{rate:g}-seed{seed}", settings | METHODS[method])
+
+        def search(task, method):
+            found, at = {}, len(rates) // 2
+            while len(found) < len(rates):
+                near = [i for i in range(max(at - 1, 0), min(at + 2, len(rates)))]
+                missing = {i: submit(task, method, rates[i], seeds[0], 1000 + seeds[0]) for i in near if i not in found}
+                found |= {i: score(result.result()) for i, result in missing.items()}
+                best = max(found, key=found.get)
+                if best == at:
+                    break
+                at = best
+            runs = [submit(task, method, rates[at], seed, seed) for seed in seeds]
+            print(f"{task}: {method}: learning rate {rates[at]:g} of {sorted(rates[i] for i in found)}", flush=True)
+            return rates[at], [result.result() for result in runs]
+
+        jobs = {task: {method: threads.submit(search, task, method) for method in methods} for task in tasks}
+        return {task: {method: job.result() for method, job in row.items()} for task, row in jobs.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def paired(a, b):
+    """The mean of a - b, and the p value of a two-sided paired t test."""
+    differences = [x - y for x, y in zip(a, b)]
+    mean, degrees = fmean(differences), len(differences) - 1
+    spread = stdev(differences) if degrees else 0.0
+    if not spread:
+        return mean, 1.0 if not mean else 0.0
+    t = mean / (spread / math.sqrt(degrees + 1))
+    # The tails of Student's t distribution, as an incomplete beta function.
+    return mean, float(mpmath.betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True))
+
+
+def until(result, seconds):
+    """A run as if it had been stopped after `seconds`: accuracy then, and its mean until then, both interpolated."""
+    times = np.linspace(0, seconds, 101)
+    curve = np.interp(times, result["seconds"], result["accuracy"])
+    return float(curve[-1]), float(curve.mean())
+
+
+def mean_error(values):
+    """Mean and standard error, in percent."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{100 * fmean(values):.1f} ± {100 * error:.1f}"
+
+
+def verdict(tests):
+    """What (difference, p) of several tests say of a claim."""
+    said = {("agrees" if mean > 0 else "contradicts") for mean, p in tests if p < 0.05}
+    return " and ".join(sorted(said)) or "undecided"
+
+
+def tables(results):
+    """The Markdown of three tables: at equal samples, at equal seconds, and the claims beside both."""
+    reference, parts = next(iter(METHODS)), {}
+    measures = {}  # (by, task, method) -> [(accuracy at the end, its mean over the run) for each seed]
+    budgets = {}
+    for task, row in results.items():
+        budgets[task] = min(fmean(result["seconds"][-1] for result in runs) for _, runs in row.values())
+        for method, (_, runs) in row.items():
+            measures["samples", task, method] = [(result["accuracy"][-1], score(result)) for result in runs]
+            measures["seconds", task, method] = [until(result, budgets[task]) for result in runs]
+
+    def difference(by, task, method, other):
+        return paired(*([run for _, run in measures[by, task, name]] for name in (method, other)))
+
+    for by in ("samples", "seconds"):
+        heads = ["method"]
+        for task in results:
+            heads += [f"{task}: learning rate" if by == "samples" else f"{task}: s/step", "at the end", "over the run", "p"]
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for method in next(iter(results.values())):
+            cells = [method]
+            for task, row in results.items():
+                rate, runs = row[method]
+                cost = fmean(result["seconds"][-1] / result["steps"][-1] for result in runs)
+                end, mean = zip(*measures[by, task, method])
+                p = "" if method == reference else f"{difference(by, task, method, reference)[1]:.3f}"
+                cells += [f"{rate:g}" if by == "samples" else f"{cost:.2f}", mean_error(end), mean_error(mean), p]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts[by] = "\n".join(lines)
+    heads = ["claim", "compared"] + [f"{task}, equal {by}" for task in results for by in ("samples", "seconds")] + ["seen here"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for claim, method, other in CLAIMS:
+        if {method, other} <= set(next(iter(results.values()))):
+            tests = [difference(by, task, method, other) for task in results for by in ("samples", "seconds")]
+            cells = [f"{100 * mean:+.1f} (p {p:.3f})" for mean, p in tests]
+            lines.append("| " + " | ".join([claim, f"{method} against {other}", *cells, verdict(tests)]) + " |")
+    notes = ", ".join(f"{budget:.0f} s on {task}" for task, budget in budgets.items())
+    return f"""At equal samples:\n\n{parts["samples"]}\n\nAt equal processor time ({notes}):\n\n{parts["seconds"]}\n
+The claims, as differences of the mean accuracy over the run:\n\n{chr(10).join(lines)}\n"""
+
+
+def plot(results, methods, out):
+    """Accuracy (mean over seeds, with a band of one standard error) against samples, seconds and forward passes."""
+    figure, grid = panels(3, len(results), size=(3.7, 3.1), sharey="row")
+    axis_names = {"samples": "samples", "seconds": "processor seconds", "passes": "forward passes"}
+    for places, (task, row) in zip(grid, results.items()):
+        for axes, (key, label) in zip(places, axis_names.items()):
+            for number, method in enumerate(name for name in methods if name in row):
+                _, runs = row[method]
+                x = np.mean([result[key] for result in runs], axis=0)
+                y = 100 * np.array([result["accuracy"] for result in runs])
+                error = y.std(axis=0, ddof=1) / math.sqrt(len(y)) if len(y) > 1 else np.zeros(len(x))
+                axes.plot(x, y.mean(axis=0), color=f"C{number}", label=method, linewidth=1.6)
+                low, high = y.mean(axis=0) - error, y.mean(axis=0) + error
+                axes.fill_between(x, low, high, color=f"C{number}", alpha=0.18, linewidth=0)
+            axes.set(xlabel=label)
+        places[0].set(ylabel="accuracy, %", title=task)
+    grid[0][-1].legend(frameon=False, fontsize=8)
+    save(figure, out)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m extras.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it works")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each method, each on a base model of its own")
+    arguments, tasks = parser.parse_args(), ("sudoku", "countdown")
+    if arguments.quick:
+        root = assets = Path("runs/compare-quick")
+        methods = ("wd1, one-step", "diffu-GRPO", "wd1, ELBO 2")
+        results = compare(root, tasks, methods, range(2), RATES[1:4], QUICK, pretraining=100)
+    else:
+        root, assets = Path("runs/compare"), Path("assets")
+        results = compare(root, tasks, tuple(METHODS), range(arguments.seeds), RATES, {}, pretraining=None)
+    text = tables(results)
+    (root / "tables.md").write_text(text)
+    plot(results, [name for name in METHODS if "ELBO" not in name or name == "wd1, ELBO 2"], assets / "compare.png")
+    plot(results, [name for name in METHODS if name.startswith("wd1, ") and "shared" not in name], assets / "estimates.png")
+    print(f"\n{text}\nThe tables are in {root}/tables.md, the curves in {assets}/compare.png and {assets}/estimates.png")
+
+
+if __name__ == "__main__":
+    main()

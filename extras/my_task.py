@@ -1,0 +1,26 @@
+"""A task of your own: `python wd1.py --task extras/my_task.py:Reverse`. Copy this file, and change what it asks for.
+
+A file of problems (--data FILE.jsonl) needs no `problems`: its rows are the examples, the column "question" is what is asked.
+"""
+
+import random
+import string
+
+from rewards import Task, extract_answer
+
+
+class Reverse(Task):
+    """Write a word backwards."""
+
+    instruction = "Write the word backwards between <answer> and </answer>.\nWord: "
+
+    def problems(self, split, seed, blanks):
+        """Random words; `is_test` decides, by the question, which of them are kept for testing."""
+        rng = random.Random(seed)
+        words = ("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(5000))
+        return [{"question": word} for word in words if self.is_test({"question": word}) == (split == "test")]
+
+    def reward(self, completion, example):
+        """The fraction of the letters that are right; at 1 the answer is correct."""
+        answer, right = (extract_answer(completion) or "").strip(), example["question"][::-1]
+        return sum(a == b for a, b in zip(answer, right)) / max(len(answer), len(right))
