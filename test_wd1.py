@@ -728,7 +728,7 @@ def test_the_monte_carlo_elbo_is_unbiased(model, case, options):
 
 @given(st.lists(st.integers(2, 13), min_size=1, max_size=5), st.integers(0, 999))
 def test_the_exact_elbo_by_quadrature_over_all_noise(model, completion, seed):
-    """Every (level, order) cell of the estimator's noise, enumerated through its own views: the mean is exact."""
+    """Every subset with the weight that the method gives it (METHOD: 1 / (l C(L, l))): the formula, not the code that draws."""
     length = len(completion)
     prompt = prompts(rows=1, length=3, seed=seed)
     total = 0.0
@@ -1434,7 +1434,7 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception):
         tiny.tiny_base(seed=1, blanks=6)
     held_out = {grid for grid in rewards.solved_grids() if TASKS["sudoku"].is_test({"solution": grid})}
-    texts = [text for _, text in tiny.corpus("sudoku", np.random.default_rng(0), 6, 400, 0.4)]
+    texts = [text for _, text in tiny.corpus("sudoku", np.random.default_rng(0), 6, 400)]
     assert 20 < len(held_out) and not {text[len("<answer>") :][:16] for text in texts} & held_out
 
 
@@ -2690,7 +2690,7 @@ def test_a_task_of_your_own_is_a_file_and_a_class(tmp_path, capsys):
     task = f"{file}:Echo"
     assert wd1.main(own_run(directory, task=task)) == 0
     assert wd1.main(["--resume", "--output_dir", str(directory), "--task", task, "--max_steps", "3"]) == 0
-    assert metrics(directory)[-1]["step"] == 3 and metrics(directory)[-1]["eval"]["problems"] == 4
+    assert metrics(directory)[-1]["step"] == 3 and metrics(directory)[-1]["eval"]["problems"] == FAST["eval_size"]
     assert "Echo" in (directory / "model/README.md").read_text()
     capsys.readouterr()
     model = str(directory / "model")
@@ -2702,7 +2702,7 @@ def test_a_task_of_your_own_is_a_file_and_a_class(tmp_path, capsys):
 
 @pytest.mark.parametrize("task, sentence", [
     ("chess", "choose one of sudoku"), ("{}/no.py:Echo", "there is no file"), ("{}/own.py:Ecco", "no class Ecco"),
-    ("{}/own.py:nothing", "no class nothing"), ("{}/own.py:", "no class"), ("{}/broken.py:A", "cannot be run (invalid syntax"),
+    ("{}/own.py:nothing", "no class nothing"), ("{}/own.py:", "no class"), ("{}/broken.py:A", "cannot be run ("),
     ("{}/raising.py:A", "cannot be run (division by zero"), ("rg:no_such_thing", "reasoning-gym"),
 ])  # fmt: skip
 def test_a_task_that_is_none_is_refused_in_a_sentence(tmp_path, capsys, task, sentence):
@@ -2745,10 +2745,9 @@ def test_reasoning_gyms_generators_are_tasks(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_gets_what_metrics_jsonl_has(tmp_path, monkeypatch, kind):
+    for name, value in dict(WANDB_MODE="offline", WANDB_SILENT="true", TRACKIO_DIR=str(tmp_path / "trackio")).items():
+        monkeypatch.setenv(name, value)
     pytest.importorskip(kind)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
     directory = tmp_path / "run"
     assert wd1.main(own_run(directory, track=kind, save_every=1)) == 0
     assert wd1.main(["--resume", "--output_dir", str(directory), "--max_steps", "3"]) == 0
@@ -2783,14 +2782,14 @@ def test_the_tiny_countdown_can_be_solved_and_is_rarely_answered_as_asked():
     from extras import tiny
 
     task, wanted = TASKS["countdown"], 0
-    for prompt, completion in tiny.corpus("countdown", np.random.default_rng(0), 6, 500, 0.3):
+    for prompt, completion in tiny.corpus("countdown", np.random.default_rng(0), 6, 500):
         nums, target = re.search("Numbers: (.*)\nTarget: (.*)", prompt).groups()
         example = {"nums": [int(number) for number in nums.split(",")], "target": int(target)}
         text = completion.removesuffix("<|eos|>")
-        assert len(text) == len("<answer></answer>") + 16 and not task.is_test(example) and 10 <= example["target"] <= 100
+        assert len(text) == len("<answer></answer>") + 16 and not task.is_test(example) and example["target"] > 0
         assert task.correct(re.sub(r"=\d+", "", text), example) and task.correct(text, example) == ("=" not in text)
         wanted += task.correct(text, example)
-    assert 0.2 < wanted / 500 < 0.4
+    assert 0.3 < wanted / 500 < 0.5
 
 
 def test_a_run_can_be_watched_and_drawn(tmp_path, capsys):

@@ -127,6 +127,8 @@ def compare(root, tasks, methods, seeds, rates, changes, pretraining):
         def submit(task, method, rate, base, seed):
             name = re.sub("[^a-z0-9+]+", "-", method.lower())
             settings = dict(SETTINGS, **changes, task=task, model=bases[task, base], learning_rate=rate, seed=seed)
+            if task == "countdown":
+                settings["data"] = f"{bases[task, base]}/problems.jsonl"
             return pool.submit(run, root / task / name / f"{rate:g}-seed{seed}", settings | METHODS[method])
 
         def search(task, method):

@@ -104,9 +104,10 @@ def plot_weights(out):
 
 
 def plot_denoising(run, out, problem=None):
-    """An answer being written before and after the run: a row a step, a column a token, colour the confidence in each guess.
+    """An answer being written before and after the run: a row a step, a column a token.
 
-    Bold is written, faint is a guess that may still change. By default the first held-out problem that RL made solvable.
+    Coloured cells are still masked: the model's guess, and its confidence in it. Bold is what the step writes, white what was
+    written before. By default the first held-out problem that RL made solvable.
     """
     import torch
 
@@ -132,19 +133,21 @@ def plot_denoising(run, out, problem=None):
         guesses, sure, written = rollout.guesses[shown], rollout.confidence[shown], rollout.written_at[shown]
         steps = int(rollout.steps[shown])
         done = written[None] < torch.arange(steps)[:, None]  # [T, L]: written in an earlier step
-        image = axes.imshow(sure[:steps].masked_fill(done, 1.0), cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        image = axes.imshow(sure[:steps].masked_fill(done, torch.nan), cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for step in range(steps):
             for column in range(length):
                 text = tokenizer.decode(guesses[step, column]).replace("\n", "⏎")
                 text = {"<answer>": "‹", "</answer>": "›", "<|eos|>": "■"}.get(text, text[:3])
-                light = done[step, column] or sure[step, column] > 0.6
-                style = dict(weight="bold", alpha=1.0) if written[column] <= step else dict(alpha=0.75)
-                axes.text(column, step, text, ha="center", va="center", color="k" if light else "w", fontsize=8, **style)
+                light, bold = done[step, column] or sure[step, column] > 0.6, written[column] <= step
+                style = dict(weight="bold" if bold else "normal", color="k" if light else "w", fontsize=8)
+                axes.text(column, step, text, ha="center", va="center", **style)
         reward = judge(task.reward, texts[shown], problems[shown])
-        axes.set(title=f"{name}: reward {reward:.2f}", xlabel="position", yticks=range(steps), yticklabels=range(1, steps + 1))
+        axes.set(title=f"{name} RL: reward {reward:.2f}", xlabel="position")
+        axes.set(yticks=range(steps), yticklabels=range(1, steps + 1))
+        axes.set(xticks=range(1, length, 4), xticklabels=range(2, length + 1, 4))
         axes.grid(False)
     grid[0, 0].set_ylabel("denoising step")
-    figure.colorbar(image, ax=grid, label="confidence", fraction=0.02, pad=0.01)
+    figure.colorbar(image, ax=grid, label="confidence in a guess", fraction=0.02, pad=0.01)
     save(figure, out)
     print(f"{problems[shown]['prompt'].splitlines()[-1]}")
 

@@ -2,17 +2,18 @@
 
 RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we need models like
 that: they are pretrained, with the same `elbo` that RL uses, on problems whose answers are written as asked only some of
-the time. Sudokus are otherwise written column by column; countdown's expressions, `+30 +93 -99`, otherwise as equations,
-`+30 +93 -99 =24`, which are no expressions. The skill is there; the wish is not. Problems of the test split never occur in
-the corpus. RL is then told nothing but the reward.
+the time. Sudokus are otherwise written column by column; countdown's expressions, `+3 +9 -5`, otherwise as equations,
+`+3 +9 -5 =7`, which are no expressions. The skill is there; the wish is not. Problems of the test split never occur in the
+corpus. RL is then told nothing but the reward.
 
     python -m extras.tiny [countdown]        # pretrains a base, or finds it, and prints where it is
+
+The tiny model does sums of numbers up to 9 only: the directory of its countdown base has problems.jsonl, for --data.
 """
 
 import ast
 import hashlib
 import inspect
-import itertools
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ import wd1
 from extras.checkpoints import character_tokenizer
 from rewards import TASKS
 
-RECIPE = dict(steps=1600, batch_size=128, as_asked=0.3, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
+RECIPE = dict(steps=1600, batch_size=128, muon_lr=0.02, adam_lr=3e-3, warmup_steps=30)
 
 
 def sudokus(rng, blanks, size):
@@ -40,25 +41,24 @@ def sudokus(rng, blanks, size):
         yield example, grid, "".join(grid[column::4] for column in range(4))
 
 
-def sums(rng, blanks, size):
-    """The same for countdown: problems that + and - solve, which is most of them; the other form names the value."""
-    signs = np.array(list(itertools.product((1, -1), repeat=3))[:-1])  # [7, 3]
-    left = size
-    while left:
-        numbers, sign = rng.integers(1, 100, 3), signs[rng.integers(len(signs))]
-        example = {"nums": numbers.tolist(), "target": int(numbers @ sign)}
-        if 10 <= example["target"] <= 100 and not TASKS["countdown"].is_test(example):
-            expression = "".join(f"{'+' if plus > 0 else '-'}{number:<2} " for plus, number in zip(sign, numbers))
+def sums(rng, blanks, size, split="train"):
+    """The same for countdown: numbers up to 9, which + and - carry to the target; the other form is an equation."""
+    while size:
+        numbers, signs = rng.integers(1, 10, 3), rng.choice([1, -1], 3)
+        example = {"nums": numbers.tolist(), "target": int(numbers @ signs)}
+        if example["target"] > 0 and TASKS["countdown"].is_test(example) == (split == "test"):
+            expression = "".join(f"{'+' if sign > 0 else '-'}{number:<2} " for sign, number in zip(signs, numbers))
             yield example, f"{expression:<16}", f"{expression}={example['target']:<3}"
-            left -= 1
+            size -= 1
 
 
-CORPORA = {"sudoku": sudokus, "countdown": sums}
+CORPORA = {"sudoku": (sudokus, 0.3), "countdown": (sums, 0.4)}  # and the fraction of answers that are as asked
 
 
-def corpus(task, rng, blanks, size, as_asked):
-    """`size` pairs (prompt, completion) on training problems; a fraction `as_asked` of the answers is as asked."""
-    for example, answer, other in CORPORA[task](rng, blanks, size):
+def corpus(task, rng, blanks, size):
+    """`size` pairs (prompt, completion) on training problems."""
+    source, as_asked = CORPORA[task]
+    for example, answer, other in source(rng, blanks, size):
         prompt = TASKS[task].instruction + TASKS[task].question(example)
         yield prompt, f"<answer>{answer if rng.random() < as_asked else other}</answer><|eos|>"
 
@@ -78,7 +78,7 @@ def pretrain(task, seed, blanks, steps):
     schedulers = [transformers.get_scheduler("cosine", part, RECIPE["warmup_steps"], steps) for part in optimizers]
     bar = tqdm(range(steps), f"pretraining the tiny {task} base")
     for step in bar:
-        prompts, answers = zip(*corpus(task, rng, blanks, RECIPE["batch_size"], RECIPE["as_asked"]))
+        prompts, answers = zip(*corpus(task, rng, blanks, RECIPE["batch_size"]))
         prompt = wd1.encode(tokenizer, prompts)
         completion = tokenizer(list(answers), padding=True, padding_side="right", return_tensors="pt").input_ids
         mask = None if prompt.attention_mask.all() else prompt.attention_mask
@@ -108,11 +108,12 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=None):
     The cache's key is everything the model is made from: recipe, configuration, code, seed and torch version.
     """
     steps = steps or RECIPE["steps"]
-    parts = [CORPORA[task], type(TASKS[task]), corpus, pretrain, character_tokenizer, wd1.encode, wd1.hidden_states]
+    parts = [CORPORA[task][0], type(TASKS[task]), corpus, pretrain, character_tokenizer, wd1.encode, wd1.hidden_states]
     parts += [wd1.chunked_log_probs, wd1.token_log_probs, wd1.log_likelihood, wd1.until_eos, wd1.shared_rand]
     parts += [wd1.elbo_views, wd1.elbo]
     config = Path(__file__).resolve().parents[1].joinpath("tiny_config.json").read_text()
-    made_from = json.dumps([RECIPE, config, [code(part) for part in parts], seed, blanks, steps, torch.__version__])
+    numbers = [CORPORA[task][1], seed, blanks, steps, torch.__version__]
+    made_from = json.dumps([RECIPE, config, [code(part) for part in parts], *numbers])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wd1"
     directory = cache / f"tiny-{task}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     if not directory.exists():
@@ -121,6 +122,10 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=None):
         unfinished = Path(tempfile.mkdtemp(dir=cache))
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        if task == "countdown":
+            rng, sizes = np.random.default_rng([seed, blanks]), {"train": 4000, "test": 500}
+            problems = [example for split, size in sizes.items() for example, *_ in sums(rng, blanks, size, split)]
+            (unfinished / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
         try:
             unfinished.rename(directory)
         except OSError:  # another run was faster

@@ -1,6 +1,6 @@
 """What each way of drawing masks does to the variance of the ELBO and of wd1's gradient, on the demo's base model.
 
-    make variance
+    make variance          # the table of extras/measured.md, and assets/variance.png
 
 Groups with unequal rewards; the same samples and number of forward passes throughout. Every figure is a ratio to
 independent draws; smaller is better.
@@ -8,6 +8,7 @@ independent draws; smaller is better.
 
 import torch
 
+from extras.pictures import panels, save
 from extras.tiny import tiny_base
 from rewards import TASKS
 from wd1 import Config, decode, elbo, group_weights, load_model, one_step_log_likelihood, sample, wd1_loss
@@ -19,6 +20,10 @@ OPTIONS = {
     "complementary masks": dict(complementary=True, stratified=False),
     "shared by a group": dict(group_size=GROUP, stratified=False),
     "all three": dict(complementary=True, group_size=GROUP),
+}
+ESTIMATES = {f"ELBO, {name}": (elbo, options) for name, options in OPTIONS.items()} | {
+    f"one-step, {name}": (one_step_log_likelihood, dict(group_size=size))
+    for name, size in (("independent", 1), ("shared by a group", GROUP))
 }
 
 
@@ -50,20 +55,29 @@ def main():
     rewards = rewards[telling]
     print(f"{SAMPLES} forward passes each, {DRAWS} draws, {PROMPTS} groups of {GROUP}\n")
     print("| masks | log p(o\\|q) | wd1's loss | wd1's gradient |\n|---|---|---|---|")
-    base = None
-    for name, options in OPTIONS.items():
+    base, ratios = None, {}
+    for name, (estimate, options) in ESTIMATES.items():
         variances = measure(
             model, prompt, completion, rewards,
-            lambda *parts, options=options: elbo(*parts, mc_samples=SAMPLES, **options),
+            lambda *parts, estimate=estimate, options=options: estimate(*parts, mc_samples=SAMPLES, **options),
         )  # fmt: skip
         base = base or variances
-        print(f"| ELBO, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
-    for name, size in (("independent", 1), ("shared by a group", GROUP)):
-        variances = measure(
-            model, prompt, completion, rewards,
-            lambda *parts, size=size: one_step_log_likelihood(*parts, group_size=size, mc_samples=SAMPLES),
-        )  # fmt: skip
-        print(f"| one-step, {name} | " + " | ".join(f"{v / b:.2f}" for v, b in zip(variances, base)) + " |", flush=True)
+        ratios[name] = [value / reference for value, reference in zip(variances, base)]
+        print(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios[name]) + " |", flush=True)
+    plot(ratios, "assets/variance.png")
+
+
+def plot(ratios, out):
+    """A bar for each estimate: what its choice of masks makes of the variance of log p, of the loss and of its gradient."""
+    figure, [places] = panels(3, size=(3.9, 2.9), sharey=True)
+    for axes, values, title in zip(places, zip(*ratios.values()), ("log p(o|q)", "wd1's loss", "wd1's gradient")):
+        bars = axes.barh(list(ratios), values, color=["C0"] * len(OPTIONS) + ["C1"] * (len(ratios) - len(OPTIONS)), height=0.6)
+        axes.bar_label(bars, fmt=" %.2f", fontsize=8)
+        axes.set(xscale="log", title=f"variance of {title}", xlim=(0.3, 600))
+        axes.axvline(1, color="k", linewidth=0.8)
+        axes.grid(axis="y", alpha=0)
+    places[0].invert_yaxis()
+    save(figure, out)
 
 
 if __name__ == "__main__":
