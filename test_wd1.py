@@ -1203,7 +1203,7 @@ def run(tmp_path, model=None, out="run", **options):
     options = {**FAST, "task": "sudoku", "model": model, "output_dir": tmp_path / out, "device": "cpu", **options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards.Sudoku, "problems", few_problems)
-        patch.setattr(wd1, "plot_runs", lambda runs, out: Path(out).touch())  # a second each; a test of the whole program draws it
+        patch.setattr("extras.runs.plot_runs", lambda runs, out: Path(out).touch())  # a second each; a test of the whole program draws it
         return wd1.main(arguments(**options)), tmp_path / out
 
 
@@ -2149,7 +2149,7 @@ def test_a_warning_is_printed_once_and_kept(tmp_path, monkeypatch, capsys):
 
 SUMMARY = {"before": {"accuracy": 0.1, "reward": 0.4}, "after": {"accuracy": 0.9, "reward": 0.8}, "steps": 3, "seconds": 5.0,
            "forward_passes": 70, "skipped_updates": 0}  # fmt: skip
-SUMMARY |= {when: {**SUMMARY[when], "lengths": {"8": dict(SUMMARY[when])}} for when in ("before", "after")}
+SUMMARY |= {when: {**SUMMARY[when], "lengths": {"8": dict(SUMMARY[when])}, "problems": 60} for when in ("before", "after")}
 SIZES = {"": {}, "grouped heads": dict(n_kv_heads=2), "tied": dict(weight_tying=True), "tied, spare rows": dict(weight_tying=True, vocab_size=312)}
 
 
@@ -2360,7 +2360,7 @@ def test_no_name_breaks_a_card(tmp_path, monkeypatch):
     front, body = card_of((directory / "model/README.md").read_text())
     assert {"license", "base_model"}.isdisjoint(front) and body.isprintable() is False  # for its newlines
     assert "\x1b" not in body and "\u2028" not in body and "/home/me" not in body and "\nlicense" not in body
-    assert "at most 100 held-out problems" in body and "cache dual, threshold 0.9" in body
+    assert "60 held-out problems" in body and "cache dual, threshold 0.9" in body
     for hub, id in (("GSAI-ML/LLaDA-8B-Instruct", True), ("a b/c", False), ("x" * 200, False)):
         settings = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**settings, "model": hub}))

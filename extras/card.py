@@ -148,7 +148,8 @@ def data_of(settings):
 def body(run, settings, summary, history, form):
     from wd1 import Config
 
-    base, task, count = name_of(settings["model"]), visible(settings["task"]), summary["after"]["problems"]
+    base, task = name_of(settings["model"]), visible(settings["task"])
+    count = summary["after"].get("problems", settings["eval_size"])  # runs of old do not say
     problems = f"{count} held-out problems"
 
     def share(value):
