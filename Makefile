@@ -16,8 +16,8 @@ notebook: .venv/ready  ## wd1.py as a notebook whose cells run on a laptop; open
 	@if $(RUN) -c "import notebook" 2>/dev/null; then $(RUN) -m notebook runs/wd1.ipynb; \
 	else echo "to open it: $(RUN) -m pip install notebook && $(RUN) -m notebook runs/wd1.ipynb"; fi
 
-test: .venv/ready  ## all tests, on the CPU
-	$(RUN) -m pytest -q
+test: .venv/ready  ## all tests, on the CPU, two at a time
+	$(RUN) -m pytest -q -n 2
 
 compare: .venv/ready  ## the paper's claims on the tiny models: the README's tables and curves; resumable
 	$(RUN) -m extras.compare

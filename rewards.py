@@ -122,7 +122,8 @@ class Task:
     held_out = 5  # one key in `held_out` is kept for testing
 
     def problems(self, split: str, seed: int, blanks: int) -> list[dict]:
-        """The task's own problems for `split` ("train" or "test"), without a file: generated, or from the hub."""
+        """The task's own problems for `split` ("train" or "test"), without a file: generated, or from the hub. (blanks: a
+        setting of sudoku's; others ignore it.)"""
         raise InputError(f"{type(self).__name__} has no problems of its own: give a file with --data")
 
     def parse(self, row: dict) -> dict | None:

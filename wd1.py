@@ -21,7 +21,7 @@ That is the whole method. The rest of the file makes each symbol concrete, in th
     6 the training loop   7 evaluation   8 the command line
 
 A reader who stops after section 5 has read the paper. Shapes stand beside tensors: N prompts, G completions each, B = N G
-rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entries.
+rows, P prompt tokens, L completion tokens, T denoising steps, V vocabulary entries; b and n are some rows, some columns.
 
     python wd1.py                                                       the demo: a laptop, a few minutes
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku       the real thing: one 80 GB GPU
@@ -64,7 +64,7 @@ from extras.watch import show
 from rewards import TASKS, InputError, get_task, judge, refusing
 
 # ================================================================================================== 1. Configuration
-# One dataclass holds every setting of a run, and the command line is made from it: there is no other place to look.
+# One dataclass holds every setting of a run, and the command line is made from it. PRESETS change some, by what is trained.
 
 
 def setting(default, help):
@@ -136,7 +136,7 @@ class Config:
     save_every: int = setting(20, "training steps between checkpoints")
 
 
-PRESETS = {  # what differs from the defaults, by task, objective and model
+PRESETS = {  # what differs from the defaults, by task, objective and model; later ones win
     "sudoku": dict(num_iterations=8),
     "wd1++": dict(  # the published run trained all weights, which takes several GPUs
         mc_samples=16, num_generations=4, gen_length=512, block_length=512, rollout_batch_size=8, temperature=0.1,
@@ -159,15 +159,16 @@ PRESETS = {  # what differs from the defaults, by task, objective and model
 #
 # So real checkpoints load into stock classes with `is_causal = False`; only names differ, and for Dream where a prediction is
 # read (extras/checkpoints.py has the tables). Nothing would fail if the causal mask were left on: a run would cost as much,
-# report a falling loss and learn nothing. That is why `self_check` looks at each model before its first step.
+# report finite losses and learn nothing. That is why `self_check` looks at each model before its first step.
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
     """Loads a diffusion language model and its tokenizer. Runs no code of a checkpoint and unpickles nothing.
 
-    source: "tiny" (tiny_config.json), a LLaDA-style config.json (random weights from `seed`, a character tokenizer), a
-    directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a hub id. On device "meta" the model
-    has shapes and no weights. load_in_4bit: linear layers in 4 bits (bitsandbytes), dtype for the rest.
+    source: a LLaDA-style config.json (random weights from `seed`, a character tokenizer), "tiny" (tiny_config.json; `train`
+    begins with the demo's base instead), a directory in LLaDA's, Dream's, a2d's or this project's format (full or LoRA), or a
+    hub id. On device "meta" the model has shapes and no weights. load_in_4bit: linear layers in 4 bits (bitsandbytes), dtype
+    for the rest.
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the prediction for position
@@ -182,7 +183,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     tokenizer = read_tokenizer(path, config)
     four_bit = four_bits(path, device, dtype) if load_in_4bit and device != "meta" else {}
     if device != "meta":
-        check_weights(path, stock, config, 0 if four_bit else dtype.itemsize, LLADA_WEIGHTS)  # 4 bits: straight to the device
+        host_bytes = 0 if four_bit else dtype.itemsize  # of a weight; those in 4 bits go straight to the device
+        check_weights(path, stock, config, host_bytes, LLADA_WEIGHTS)
     if path.is_file() or device == "meta":
         with refusing(f"{path}: not a valid config"), torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
@@ -234,15 +236,15 @@ def as_reference(model):
 
 
 # ========================================================================================= 3. Sampling: the reverse process
-# Start from the prompt and a canvas x_0 of L masks. At each step t propose a token for every mask of the current block, write
-# the k proposals that the model is surest of, and leave the rest masked. Blocks go left to right (LLaDA, arXiv 2502.09992).
+# Start from the prompt and a canvas of L masks. At each step t guess every token that is masked in the canvas x_t, write those
+# few of the current block that the model is surest of, and leave the rest masked. Blocks go left to right (LLaDA, 2502.09992).
 #
-#     x0_t ~ p(o | q, x_t)          a guess at the whole, each masked token on its own
-#     c_k = p(x0_t[k] | q, x_t)     how sure the model is of each
+#     x0_t[i] ~ p(o_i | q, x_t)     a guess at each masked token, on its own
+#     c_i = p(x0_t[i] | q, x_t)     how sure the model is of it
 #
 # Why the surest first? The guesses of one step do not know of each other: asked for a city, two masks may be filled with
-# "New" and "Angeles". Where the model is sure there is little left to choose, and little to get wrong. It is also why fewer
-# steps are faster and worse, and why p(o | q) has no formula: which tokens were written together depends on chance.
+# "New" and "Angeles". Where the model is sure there is little left to choose, and little to get wrong. That guesses are blind
+# to each other is also why fewer steps are worse. And p(o | q) has no formula, since o can come about in so many orders.
 
 
 @dataclass
@@ -306,16 +308,16 @@ def generate(
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the likeliest token.
     remasking: "low_confidence" writes the tokens the model is surest of, "random" any.
-    cfg_scale s: logits u + (1 + s)(c - u), c given the prompt and u given a masked one.
+    cfg_scale s: classifier-free guidance, logits u + (1 + s)(c - u), c with the prompt shown and u with it masked.
     reference, reference_weight b: sample the geometric mixture, logits (1 - b) model + b reference. Passing a LoRA model
     as its own reference means itself with the adapters off.
-    trajectory: keep guesses and confidence, of all masked columns at every step (more noise is drawn if blocks are several).
+    trajectory: keep guesses and confidence, of all masked columns at every step (with several blocks the draws then differ).
     generator: a torch.Generator on the prompt's device; it fixes every draw. Raises InputError for impossible options.
 
     Two approximations, from Fast-dLLM (arXiv 2505.22618), sample several times as fast from a policy slightly off the
     model's; wd1 has no importance ratio that would have to correct for it. cache: "prefix" computes keys and values left of
-    the current block once a block only, "dual" those right of it as well; refresh_every=k does so every k steps.
-    threshold: a step writes, besides its share, every token proposed with more than this probability (1: none).
+    the current block once a block only, "dual" those right of it as well; refresh_every=k also every k steps of a block.
+    threshold: a step writes, besides its scheduled tokens, every token proposed with more than this probability (1: none).
     """
     schedule, mask_id = unmasking_schedule(gen_length, steps, block_length), model.config.mask_token_id
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
@@ -341,8 +343,8 @@ def generate(
         live = (~done).nonzero().flatten()  # [b], the rows to go on with. In exact sampling the host waits only here
         if parallel.all_done(not len(live), model):
             break
-        live = live if len(live) else torch.zeros_like(taken[:1])  # weights are shared, and another rank needs them still
-        x, when, sure = canvas[live], written_at[live], probability[live]
+        live = live if len(live) else torch.zeros_like(taken[:1])  # row 0, for show: another rank needs the shared weights
+        x, when, sure = canvas[live], written_at[live], probability[live]  # put back when the block is full
         mask = None if attention_mask is None else attention_mask[live]
         end = x.shape[1] if trajectory else last  # of the columns to predict
         window = (max(first - model.config.logit_shift, 0), x.shape[1] if cache == "prefix" else end)
@@ -390,13 +392,13 @@ def generate(
 # ========================================================================================= 4. The likelihood log p(o|q)
 # Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs the answers:
 #
-#     log p(o | q) ~ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
+#     log p(o | q) ≈ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
 #
-# They differ only in what each canvas x_v hides and how answers are weighed; a View says just that. The ELBO is a bound, tight
-# in the mean and noisy in the single draw; the one-step estimate is biased, and cheap; the path estimate is exact for the
-# order in which a sample came about. All weigh log p of *tokens*, so all can be pulled up and pushed down alike (section 5).
+# They differ only in what each canvas x_v hides and how answers are weighed; a View says just that. The ELBO is a lower bound
+# (for a model that writes in random order) and noisy in the single draw; the one-step estimate is biased, and cheap; the path
+# estimate (`--likelihood trajectory`) is exact for the order in which a sample was written. All are linear in log p of tokens.
 # A completion ends with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model would be
-# paid for its padding. The ELBO and the one-step estimate also hide it, so that nobody can peek at it.
+# paid for its padding. The ELBO and the one-step estimate also hide it, so that the model cannot peek.
 
 
 class View(NamedTuple):
@@ -437,6 +439,24 @@ def shared_rand(rows, columns, group_size, generator, device):
     return torch.rand(rows // group_size, columns, generator=generator, device=device).repeat_interleave(group_size, 0)
 
 
+def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_mask=None, **options):
+    """Monte Carlo estimate of the evidence lower bound on log p(o|q) (LLaDA, arXiv 2502.09992): float [B], with gradient.
+
+        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
+        log p(S) = sum_{i in S} log p(o_i | q, o without S)
+
+    It is also the mean, over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
+    [B, L]. Options, none of which changes the mean: stratified (default True) spreads the samples' levels l evenly;
+    complementary scores every S together with its complement, so that a pair of samples scores each token once (arXiv
+    2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, which quiets wd1's loss,
+    whose weights sum to zero over a group, but not its gradient (extras/measured.md).
+    """
+    if options.get("complementary") and mc_samples % 2:
+        raise InputError(f"complementary masks come in pairs: mc_samples {mc_samples} must be even")
+    views = elbo_views(model.config, prompt, completion, mc_samples=mc_samples, generator=generator, **options)
+    return log_likelihood(model, prompt, views, attention_mask)
+
+
 def elbo_views(
     config, prompt, completion, *, mc_samples=1, stratified=True, complementary=False, group_size=1, generator=None
 ):
@@ -460,22 +480,17 @@ def elbo_views(
     return views
 
 
-def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_mask=None, **options):
-    """Monte Carlo estimate of the evidence lower bound on log p(o|q) (LLaDA, arXiv 2502.09992): float [B], with gradient.
+def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
+    """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B], with gradient.
 
-        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
-        log p(S) = sum_{i in S} log p(o_i | q, o without S)
+        log p(o | q) ≈ sum_i log p(o_i | q')
 
-    It is also the mean, over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
-    [B, L]. Options, none of which changes the mean: stratified (default True) spreads the samples' levels l evenly;
-    complementary scores every S together with its complement, so that a pair of samples scores each token once (arXiv
-    2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, so that wd1, whose
-    weights sum to zero over a group, does not see the noise they have in common.
+    where q' is q with each token masked with probability prompt_mask_prob, and nothing of o is shown. One forward pass and no
+    noise from a completion mask, but biased: tokens are predicted as if independent. Masking some of the prompt makes the mu
+    gradient steps on one batch see different inputs. Options: prompt_mask_prob (default 0.15), mc_samples (prompt masks to
+    average over), group_size (rows that share them), generator.
     """
-    if options.get("complementary") and mc_samples % 2:
-        raise InputError(f"complementary masks come in pairs: mc_samples {mc_samples} must be even")
-    views = elbo_views(model.config, prompt, completion, mc_samples=mc_samples, generator=generator, **options)
-    return log_likelihood(model, prompt, views, attention_mask)
+    return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
 
 
 def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob=0.15, group_size=1, generator=None):
@@ -488,19 +503,6 @@ def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob
     return views
 
 
-def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
-    """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B], with gradient.
-
-        log p(o | q) ~ sum_i log p(o_i | q')
-
-    where q' is q with each token masked with probability prompt_mask_prob, and nothing of o is shown. One forward pass and no
-    noise from a completion mask, but biased: tokens are predicted as if independent. Masking some of the prompt makes the mu
-    gradient steps on one batch see different inputs. Options: prompt_mask_prob (default 0.15), mc_samples (prompt masks to
-    average over), group_size (rows that share them), generator.
-    """
-    return log_likelihood(model, prompt, one_step_views(model.config, prompt, completion, **options), attention_mask)
-
-
 def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
     """Views of the sampler's own path: the canvas x_t at some of its T denoising steps.
 
@@ -510,9 +512,9 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
         sum_t sum_{i written at t} log p(o_i | q, x_t)
 
     For wd1++ (guesses=True) each view stands alone and scores the sampler's full guess x0_t at all hidden tokens S_t, with
-    c_k the model's probability of the token when it was proposed (or 1, without confidence_factor):
+    c_i the model's probability of the token when it was proposed (or 1, without confidence_factor), up to the guess's EOS:
 
-        L/|S_t|^2 * sum_{k in S_t} c_k log p(x0_t[k] | q, x_t)
+        L/|S_t|^2 * sum_{i in S_t} c_i log p(x0_t[i] | q, x_t)
     """
     views, T = [], int(rollout.steps.max())
     for step in steps:
@@ -533,10 +535,10 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 #
 # Samples of pi_old stand for pi_old already, so each counts as much as its tilt, and that, made to sum to 1, is the softmax of
 # psi A. Fitting the model to pi then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model. The same
-# argument with -A gives the policy to stay away from, and w-. Without w- a group of equal, bad completions would be imitated.
+# argument with -A gives the policy to stay away from, and w-. Without w- a group of equally bad completions would be imitated.
 # With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b, b = beta / (lambda + beta): sample from that
-# (`generate`'s reference_weight) and weigh as before. wd1-positive, for comparison, drops w-. wd1++ takes all T guesses x0_t
-# of the G samplings of a prompt as its group.
+# (`generate`'s reference_weight) and weigh as before. wd1-positive, for comparison, drops w-. wd1++ learns from what came
+# before the answer as well: all T guesses x0_t of a prompt's G samplings are scored, and are one group.
 
 
 def advantages(rewards):
@@ -571,9 +573,7 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
     bool [B, L]. Returns the mean over counted tokens of
 
         loss = -min(ratio A, clip(ratio) A) + beta k3
-        k3 = ref/pi - log(ref/pi) - 1
-
-    where k3 >= 0 estimates KL(pi || ref).
+        k3 = ref/pi - log(ref/pi) - 1     >= 0, an estimate of KL(pi || ref)
     """
     ratio, advantages = (log_probs - old_log_probs).exp(), advantages[:, None]
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
@@ -588,10 +588,10 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
 #     theta = theta - eta grad loss      mu times, each with fresh masks; eta is the learning rate
-#     pi_old = pi                        and start again: samples are used once
+#     pi_old = pi                        and start again, with new samples
 #
-# mu > 1 makes more of each expensive sample and drifts from the policy that wrote it; only clipped gradients and a small
-# learning rate hold it back, so this is where a run goes wrong first (README, "What can go wrong").
+# mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from leaving what it
+# knows is a small learning rate, and clipping a little (README, "What can go wrong").
 
 
 def set_up(config):
@@ -637,7 +637,7 @@ def encode(tokenizer, prompts):
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     with refusing("the tokenizer's chat template cannot be used"):
         texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written them
+    return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written those
 
 
 def sample(model, tokenizer, prompts, config, gen_length, steps, seed=(), **options) -> Rollout:
@@ -698,7 +698,7 @@ def draw_views(config, model_config, rollout):
     """The forward passes of one gradient step, with fresh masks: [(column of the weights, View)]."""
     grpo, pair = config.objective == "diffu-grpo", (rollout.prompt, rollout.completion)
     shared = dict(group_size=config.num_generations if config.shared_masks else 1)
-    if config.objective == "wd1++":  # a random few of the T terms of the loss, not scaled up
+    if config.objective == "wd1++":  # a random few of the T terms of the loss, as published not scaled up
         steps = torch.randperm(config.diffusion_steps)[: config.mc_samples].tolist()
         return list(zip(steps, path_views(model_config, rollout, steps, True, config.confidence_factor)))
     if grpo or config.likelihood == "one_step":
@@ -714,12 +714,12 @@ def draw_views(config, model_config, rollout):
 
 
 def learn(model, reference, optimizer, rollout, rewards, weights, config):
-    """The mu gradient steps on a batch: means of "loss" and "grad_norm", None without any, and how many were "clipped" or, not
-    being finite, "skipped".
+    """The mu gradient steps on a batch. Returns the means of "loss" and "grad_norm" (None if no step could be taken), and how
+    many steps were "clipped" or, not being finite, "skipped".
 
-    Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum
-    multiplies by zero (wd1: a group with equal rewards) not at all: that changes memory and time, not the gradient (but
-    for the draws of LoRA's dropout).
+    Every loss is a sum over views and rows, so micro-batches of rows go backward one by one, and rows that the sum multiplies
+    by zero (wd1: a group with equal rewards) are left out, but for one if none is left: that changes memory and time, not the
+    gradient (but for the draws of LoRA's dropout).
     """
     trained = optimizer.param_groups[0]["params"]
     (w_plus, w_minus), grpo, taken = weights, config.objective == "diffu-grpo", []
@@ -742,7 +742,7 @@ def learn(model, reference, optimizer, rollout, rewards, weights, config):
         return [[log_probs(policy, view, rows) for _, view, rows in passes] for passes in updates]
 
     updates = [draw_passes() for _ in range(config.num_iterations)]
-    old = ref = frozen(model) if grpo else None
+    old = ref = frozen(model) if grpo else None  # without beta any ref will do
     if grpo and reference:
         with as_reference(reference):
             ref = frozen(reference)
@@ -815,7 +815,7 @@ def train(config):
             run.stop_if_asked(state, parameters, optimizer)  # the samples are lost, and the same will be drawn again
             timings = {"tokens_per_second": rollout.completion.numel() / (time.time() - begin)}
             learning_rate = config.learning_rate * schedule.lr_lambdas[0](step + 1)
-            optimizer.param_groups[0]["lr"] = learning_rate  # this too: no scheduler's state to save
+            optimizer.param_groups[0]["lr"] = learning_rate  # from the step's number: no scheduler's state to save
             metrics = describe(config, model.config, rollout, texts, rewards, weights[0], rows)
             metrics["learning_rate"] = learning_rate
             metrics |= learn(model, reference, optimizer, rollout, rewards, weights, config)
@@ -843,10 +843,7 @@ def train(config):
 
 
 def evaluate_model(model, tokenizer, test_set, config):
-    """{"accuracy", "reward", "lengths": {L: {"accuracy", "reward"}}, "problems"} of held-out problems at temperature 0.
-
-    The first two are those of the length nearest to gen_length.
-    """
+    """{"accuracy", "reward" (at the length nearest to gen_length), "lengths": {L: {"accuracy", "reward"}}, "problems"}."""
     task, lengths = get_task(config.task), {}
     for length in config.eval_lengths:
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))

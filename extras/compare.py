@@ -6,7 +6,8 @@
 Every method starts from the same base models and problems and draws equally many samples. Its learning rate is found by
 one search, the same for all: from the middle of RATES to the better neighbour for as long as that is better, one run a
 rate, on seed 0's base and with draws of its own; better is more accurate on held-out problems, in the mean of all
-evaluations. Seconds are the processor's, of one thread, without the evaluations, which are the same for all.
+evaluations after the first. (For countdown these problems are among those that seed 0 is reported on.) Seconds are the
+processor's, of one thread, without the evaluations, which are the same for all.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def quietly():
 
 
 def run(directory, settings):
-    """A run, made now if it is not there: its "accuracy", "samples", "seconds" and "passes" at each evaluation."""
+    """A run, made now if it is not there: its "accuracy", and "steps", "samples", "seconds" and forward "passes" so far, at each evaluation."""
     file = directory / "result.json"
     if file.exists():
         return json.loads(file.read_text())

@@ -106,8 +106,7 @@ def plot_weights(out):
 def plot_denoising(run, out, problem=None):
     """An answer being written before and after the run: a row a step, a column a token.
 
-    Coloured cells are still masked: the model's guess, and its confidence in it. Bold is what the step writes, white what was
-    written before. By default the first held-out problem that RL made solvable.
+    Coloured cells are still masked: the model's guess, and its confidence in it. Bold is written by then. By default the first held-out problem that RL made solvable.
     """
     import torch
 

@@ -21,13 +21,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PICTURES = [  # section (0: the introduction), file in assets/ and caption; those that do not exist are left out
     (0, "demo.png", "The demo, three seeds: the reward of the training samples, and accuracy on held-out puzzles."),
-    (3, "denoising.png", "A completion being written: the canvas after some of the denoising steps."),
+    (3, "denoising.png", "An answer being written, before and after RL: coloured cells are still masked."),
     (3, "bench.png", "Tokens per second of each way to sample, and the memory that an update takes above the weights."),
     (4, "variance.png", "The variance of the estimates, of the loss and of its gradient, for each way to draw masks."),
-    (5, "weights.png", "The weights of a group's best and worst completions, for each psi."),
-    (6, "run.png", "A run, step by step."),
+    (5, "weights.png", "What each completion of a group counts in the loss, by its reward, for three psi."),
+    (6, "run.png", "A good run from within."),
     (6, "collapse.png", "wd1 at four learning rates: at ten times the demo's it leaves what the base had learned."),
-    (7, "compare.png", "The objectives side by side."),
+    (7, "compare.png", "The objectives side by side on two tasks, five seeds each, with standard errors."),
+    (7, "estimates.png", "The estimates of the likelihood side by side."),
 ]
 WIDTH = 38  # of equations beside code, in characters
 CELLS = r"""
@@ -101,7 +102,8 @@ KNOWN = {**{name: "\\" + name for name in [*GREEK, "log", "exp", "min", "max", "
 KNOWN |= {"l": r"\ell", "w+": "w^{+}", "w-": "w^{-}"}
 SIGNS = {
     ">=": r"\ge ", "<=": r"\le ", "!=": r"\ne ", "->": r"\to ", "||": r"\,\|\,", "..": r",\ldots,", "*": r"\cdot ",
-    "~": r"\sim ", "|": r"\mid ", "[ ": r"\Bigl[", " ]": r"\Bigr]", "%": r"\%", "#": r"\#", "&": r"\&", "$": r"\$",
+    "~": r"\sim ", "≈": r"\approx ", "|": r"\mid ", "[ ": r"\Bigl[", " ]": r"\Bigr]", "%": r"\%", "#": r"\#", "&": r"\&",
+    "$": r"\$",
 }  # fmt: skip
 BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 NAME = rf"(w[+-](?=[_\s),]|$)|[A-Za-z]+)(\d*)(?:_({BRACES}|\w+))?"
