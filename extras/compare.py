@@ -75,7 +75,7 @@ def quietly():
 
 
 def run(directory, settings):
-    """A run, made now if it is not there: its "accuracy", and "steps", "samples", "seconds" and forward "passes" so far, at each evaluation."""
+    """A run, made now if it is not there: at each evaluation its accuracy, and the steps, samples, seconds and forward passes."""
     file = directory / "result.json"
     if file.exists():
         return json.loads(file.read_text())
