@@ -79,6 +79,8 @@ def read_rows(path: str) -> list[tuple[str, dict]]:
                 # csv's own line_num, so that the number is the one an editor shows.
                 reader = csv.DictReader(lines, strict=True)
                 rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+            if where := next((where for where, row in rows if None in row), None):
+                raise InputError(f"{where}: more fields than the header has")
         elif file.suffix.lower() in (".jsonl", ".json"):
             for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
                 if line.strip():
@@ -147,20 +149,27 @@ class Task:
         return self.reward(completion, example) >= 1
 
     def is_test(self, example: dict) -> bool:
-        return zlib.crc32(self.key(example).encode()) % self.held_out == 0
+        return zlib.crc32(str(self.key(example)).encode()) % self.held_out == 0
+
+    def own(self, split: str, seed: int, blanks: int) -> list[dict]:
+        with refusing(f"{type(self).__name__} cannot make its problems"):
+            return list(self.problems(split, seed, blanks))
 
     def read(self, path: str) -> list[dict]:
         examples = []
         for where, row in read_rows(path):
             try:
-                examples.append(self.parse(row))
+                example = self.parse(row)
+                if example is not None:
+                    self.question(example), self.key(example)  # or the error would not say where
+                    examples.append(example)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
-        return [example for example in examples if example is not None]
+        return examples
 
     def train(self, data: str | None = None, test_data: str | None = None, seed: int = 0, blanks: int = 8) -> Dataset:
         """Training problems: `data` (a file) less what is held out for testing, or the task's own."""
-        examples = self.read(data) if data else self.problems("train", seed, blanks)
+        examples = self.read(data) if data else self.own("train", seed, blanks)
         if test_data:
             seen = {self.key(example) for example in self.read(test_data)}
             examples = [example for example in examples if self.key(example) not in seen]
@@ -175,13 +184,14 @@ class Task:
         elif data:
             examples = [example for example in self.read(data) if self.is_test(example)]
         else:
-            examples = self.problems("test", seed, blanks)
+            examples = self.own("test", seed, blanks)
         return self.dataset(examples, "test on")
 
     def dataset(self, examples: list[dict], purpose: str) -> Dataset:
         if not examples:
             raise InputError(f"no problem is left to {purpose}: give a larger --data file, or another --test_data file")
-        return Dataset.from_list([{"prompt": self.instruction + self.question(e), **e} for e in examples])
+        with refusing(f"the problems of {type(self).__name__} do not make a table of one kind of value in each column"):
+            return Dataset.from_list([{**e, "prompt": self.instruction + self.question(e)} for e in examples])
 
 
 def from_hub(*path: str, split: str) -> Dataset:

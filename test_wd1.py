@@ -2819,6 +2819,8 @@ def test_the_paired_test_is_students():
         mean, found = compare.paired(values + 7, np.full(5, 7.0))
         assert mean == pytest.approx(values.mean()) and found == pytest.approx(p, rel=2e-3)
     assert compare.paired([1.0, 2.0], [1.0, 2.0]) == (0.0, 1.0) and compare.paired([2.0, 3.0], [1.0, 2.0]) == (1.0, 0.0)
+    assert math.isnan(compare.paired([1.0], [0.0])[1])
+    assert compare.holm([(1, 0.01), (1, 0.04), (1, 0.03)]) == pytest.approx([0.03, 0.06, 0.06])  # the textbook's example
 
 
 def test_a_run_is_read_as_if_it_had_been_stopped():
@@ -2838,17 +2840,18 @@ def test_the_search_finds_the_best_of_the_rates_and_no_run_is_repeated(tmp_path_
         made.append(settings["seed"])
         distance = abs(compare.RATES.index(settings["learning_rate"]) - best)
         accuracy = [0.0, 0.9 - 0.2 * distance, 0.9 - 0.2 * distance]
-        return dict(accuracy=accuracy, steps=[0, 1, 2], samples=[0, 8, 16], seconds=[0.0, 1.0, 2.0], passes=[0, 5, 10])
+        return dict(accuracy=accuracy, stopped=False, steps=[0, 1, 2], samples=[0, 8, 16], seconds=[0.0, 1.0, 2.0], passes=[0, 5, 10])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(2))
         patch.setattr(compare, "run", run)
         patch.setattr(compare, "tiny_base", lambda *_: "base")
         methods = ("wd1, one-step", "diffu-GRPO")
+        patch.setattr(compare, "CLAIMS", compare.CLAIMS[:1])
         found = compare.compare(root, ("sudoku",), methods, range(3), compare.RATES, {}, None)
     assert {method: rate for method, (rate, _) in found["sudoku"].items()} == dict.fromkeys(methods, compare.RATES[best])
     assert sorted(seed for seed in made if seed < 1000) == sorted([0, 1, 2] * 2)  # each is run once
     text = compare.tables(found)
-    assert "| diffu-GRPO | " in text and f"{100 * 0.9:.1f} ± 0.0" in text and "undecided" in text
+    assert "| diffu-GRPO | " in text and f"{100 * 0.9:.1f} ± 0.0" in text and "| open |" in text
     compare.plot(found, methods, root / "curves.png")
     assert (root / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -266,8 +266,8 @@ def unmasking_schedule(gen_length, steps, block_length):
 
     Raises InputError unless the blocks fill the completion and each has at least a step, and each step a token.
     """
-    if not 1 <= block_length <= gen_length or gen_length % block_length:
-        raise InputError(f"gen_length {gen_length} is not a multiple of block_length {block_length}")
+    if not 1 <= block_length <= gen_length <= 2**20 or gen_length % block_length:
+        raise InputError(f"gen_length {gen_length} is not a multiple of block_length {block_length}, up to a million")
     blocks = gen_length // block_length
     if not blocks <= steps <= gen_length:
         raise InputError(f"{gen_length} tokens in {blocks} blocks take {blocks} to {gen_length} denoising steps, not {steps}")
@@ -587,7 +587,7 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 #
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
-#     theta = theta - eta grad loss      mu times, each with fresh masks; eta is the learning rate
+#     theta = theta - eta grad loss      mu times, by AdamW, each with fresh masks; eta is the learning rate
 #     pi_old = pi                        and start again, with new samples
 #
 # mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from leaving what it
@@ -848,7 +848,7 @@ def evaluate_model(model, tokenizer, test_set, config):
     for length in config.eval_lengths:
         rollout = sample(model, tokenizer, test_set["prompt"], config, length, eval_steps(length))
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        judged = parallel.spread(lambda answer: (judge(task.correct, *answer), judge(task.reward, *answer)), answers)
+        judged = parallel.spread(lambda answer: (bool(judge(task.correct, *answer)), judge(task.reward, *answer)), answers)
         correct, reward = zip(*judged)
         lengths[str(length)] = {"accuracy": fmean(correct), "reward": fmean(reward)}
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))

@@ -107,6 +107,11 @@ def name_of(source):
     return visible("/".join(parts)).replace("`", "'") or "?"
 
 
+def task_name(settings):
+    """The task, without the way to its file."""
+    return visible(settings["task"].rpartition("/")[2])
+
+
 def is_hub_id(source):
     return bool(re.fullmatch(HUB_ID, source)) and not Path(source).exists()
 
@@ -126,7 +131,7 @@ def model_card(run, form=None):
 
 def front_matter(run, settings, summary, form):
     """What the hub reads. Values are JSON, which is YAML whatever characters are in them."""
-    task = visible(settings["task"])
+    task = task_name(settings)
     metrics = [dict(type=name, value=summary["after"][name], name=f"held-out {name}") for name in ("accuracy", "reward")]
     result = dict(task={"type": "text-generation"}, dataset=dict(name=data_of(settings), type=task), metrics=metrics)
     origin = lineage(settings["model"])[-1]
@@ -141,14 +146,14 @@ def data_of(settings):
     """Where the problems came from, in words."""
     if settings["data"] or settings["test_data"]:
         files = [name_of(settings[name]) for name in ("data", "test_data") if settings[name]]
-        return f"{visible(settings['task'])}, from {' and '.join(files)}"
-    return {"gsm8k": "openai/gsm8k", "math": "ankner/math-500"}.get(settings["task"], f"{visible(settings['task'])}, generated")
+        return f"{task_name(settings)}, from {' and '.join(files)}"
+    return {"gsm8k": "openai/gsm8k", "math": "ankner/math-500"}.get(settings["task"], f"{task_name(settings)}, generated")
 
 
 def body(run, settings, summary, history, form):
     from wd1 import Config
 
-    base, task = name_of(settings["model"]), visible(settings["task"])
+    base, task = name_of(settings["model"]), task_name(settings)
     count = summary["after"].get("problems", settings["eval_size"])  # runs of old do not say
     problems = f"{count} held-out problems"
 

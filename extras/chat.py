@@ -120,6 +120,8 @@ def watching(model, tokenizer, prompt_length, *, steps, out=None):
 
 def lines_typed(prompt):
     """The lines of stdin until its end. A terminal is asked with a prompt, and lets you edit."""
+    if sys.stdin is None:
+        return
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401 (input() uses it)
@@ -157,8 +159,9 @@ def talk(arguments):
     options = dict(gen_length=length, steps=steps, block_length=block, temperature=arguments.temperature)
     conversation = Conversation(model, tokenizer, options, instruction)
     if isinstance(run.get("task"), str) and not arguments.task:
-        notice(f"this model was trained on {run['task']}: --task {run['task']} puts its instruction before what you type")
-    by_hand = sys.stdin.isatty()
+        how = ", by running that file" * (".py:" in run["task"])
+        notice(f"this model was trained on {run['task']}: --task {run['task']} puts its instruction before what you type{how}")
+    by_hand = sys.stdin is not None and sys.stdin.isatty()
     if by_hand:
         notice(("/new begins again" if tokenizer.chat_template else "each line stands alone") + "; Ctrl-D or /quit ends")
     watch = {"watching": functools.partial(watching, steps=steps)} if arguments.watch else {}
@@ -195,7 +198,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="fixes the answers at a temperature above 0")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--load_in_4bit", action="store_true", help="linear layers in 4 bits (bitsandbytes)")
-    for stream in (sys.stdin, sys.stdout):
+    for stream in filter(None, (sys.stdin, sys.stdout)):  # none, if it was closed
         stream.reconfigure(errors="replace")
     try:
         parser.error = refuse

@@ -7,7 +7,8 @@ Every method starts from the same base models and problems and draws equally man
 one search, the same for all: from the middle of RATES to the better neighbour for as long as that is better, one run a
 rate, on seed 0's base and with draws of its own; better is more accurate on held-out problems, in the mean of all
 evaluations after the first. (For countdown these problems are among those that seed 0 is reported on.) Seconds are the
-processor's, of one thread, without the evaluations, which are the same for all.
+processor's, of one thread, without the evaluations, which are the same for all; at equal seconds rates are those found for
+equal steps. A verdict needs p < 0.05 at equal samples in a paired t test, after Holm's correction for all claims and tasks.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import transformers
 
 import wd1
 from extras.pictures import panels, save
+from extras.runs import replacing
 from extras.settings import eval_steps
 from extras.tiny import tiny_base
 
@@ -46,20 +48,22 @@ METHODS = {
     "diffu-GRPO": dict(ONE_STEP, objective="diffu-grpo"),
     "wd1++": dict(objective="wd1++", mc_samples=2),
     "wd1, one-step, shared": dict(ONE_STEP, shared_masks=True),
+    "wd1, one-step, whole prompt": dict(ONE_STEP, prompt_mask_prob=0.0),
     **{f"wd1, ELBO {k}": dict(mc_samples=k) for k in (1, 2, 4)},
     **{f"wd1, ELBO {k}, shared": dict(mc_samples=k, shared_masks=True) for k in (1, 2, 4)},
     **{f"wd1, ELBO {k}, complementary": dict(mc_samples=k, complementary=True) for k in (2, 4)},
     **{f"wd1, ELBO {k}, both": dict(mc_samples=k, shared_masks=True, complementary=True) for k in (2, 4)},
 }
 CLAIMS = [  # (who says what, the better method, the other)
-    ("wd1: beats diffu-GRPO (sudoku: by up to 59 points)", "wd1, one-step", "diffu-GRPO"),
-    ("wd1: w- is needed", "wd1, one-step", "wd1-positive, one-step"),
-    ("wd1: the stepwise wd1++ needs fewer samples", "wd1++", "wd1, one-step"),
-    ("LLaDA: the ELBO is the better estimate", "wd1, ELBO 1", "wd1, one-step"),
-    ("more draws help", "wd1, ELBO 4", "wd1, ELBO 1"),
-    ("DiffuCoder: complementary masks help", "wd1, ELBO 2, complementary", "wd1, ELBO 2"),
+    ("wd1's paper: better than diffu-GRPO", "wd1, one-step", "diffu-GRPO"),
+    ("wd1's paper: better than without w-", "wd1, one-step", "wd1-positive, one-step"),
+    ("wd1's paper: wd1++ needs fewer samples", "wd1++", "wd1, one-step"),
+    ("wd1's paper, by its choice: one-step is enough", "wd1, one-step", "wd1, ELBO 1"),
+    ("masking the prompt is needed", "wd1, one-step", "wd1, one-step, whole prompt"),
+    ("more draws are better", "wd1, ELBO 4", "wd1, ELBO 1"),
+    ("DiffuCoder: complementary masks are better (than two levels)", "wd1, ELBO 2, complementary", "wd1, ELBO 2"),
     ("a group should share its masks", "wd1, ELBO 2, shared", "wd1, ELBO 2"),
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -75,10 +79,12 @@ def quietly():
 
 
 def run(directory, settings):
-    """A run, made now if it is not there: at each evaluation its accuracy, and the steps, samples, seconds and forward passes."""
+    """A run, made now if it is not there: at each evaluation its accuracy, the steps, samples, seconds and forward passes."""
     file = directory / "result.json"
     if file.exists():
-        return json.loads(file.read_text())
+        made_with = json.loads((directory / "config.json").read_text())
+        if all(made_with[name] == value for name, value in settings.items()):
+            return json.loads(file.read_text())
     shutil.rmtree(directory, ignore_errors=True)
     evaluate, marks, paused, accuracy = wd1.evaluate_model, [], [], []
 
@@ -91,15 +97,17 @@ def run(directory, settings):
 
     wd1.evaluate_model = timed
     config = wd1.Config(**settings, output_dir=str(directory))
-    with contextlib.suppress(FloatingPointError):  # no finite gradient any more: it has learned what it will
+    with contextlib.suppress(FloatingPointError):  # no finite gradient any more: it stays what it was
         wd1.train(config)
     wd1.evaluate_model = evaluate
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     steps = range(0, config.max_steps + 1, config.eval_every)
-    accuracy += [0.0] * (len(steps) - len(accuracy))
+    stopped = len(accuracy) < len(steps)
+    accuracy += accuracy[-1:] * (len(steps) - len(accuracy))
     passes = [lines[step].get("forward_passes", eval_steps(config.gen_length)) for step in steps if step < len(lines)]
     result = {
         "accuracy": accuracy,
+        "stopped": stopped,
         "steps": list(steps),
         "samples": [step * config.batch_size for step in steps],
         "seconds": [mark - marks[0] - sum(paused[:i]) for i, mark in enumerate(marks)],
@@ -109,7 +117,8 @@ def run(directory, settings):
         result[name] += result[name][-1:] * (len(steps) - len(result[name]))
     for leftover in ("checkpoint", "model"):
         shutil.rmtree(directory / leftover, ignore_errors=True)
-    file.write_text(json.dumps(result))
+    with replacing(file) as unfinished:
+        unfinished.write_text(json.dumps(result))
     return result
 
 
@@ -138,7 +147,7 @@ def compare(root, tasks, methods, seeds, rates, changes, pretraining):
                 near = [i for i in range(max(at - 1, 0), min(at + 2, len(rates)))]
                 missing = {i: submit(task, method, rates[i], seeds[0], 1000 + seeds[0]) for i in near if i not in found}
                 found |= {i: score(result.result()) for i, result in missing.items()}
-                best = max(found, key=found.get)
+                best = max(found, key=lambda i: (found[i], i == at))
                 if best == at:
                     break
                 at = best
@@ -157,7 +166,9 @@ def paired(a, b):
     """The mean of a - b, and the p value of a two-sided paired t test."""
     differences = [x - y for x, y in zip(a, b)]
     mean, degrees = fmean(differences), len(differences) - 1
-    spread = stdev(differences) if degrees else 0.0
+    if not degrees:
+        return mean, math.nan
+    spread = stdev(differences)
     if not spread:
         return mean, 1.0 if not mean else 0.0
     t = mean / (spread / math.sqrt(degrees + 1))
@@ -178,20 +189,29 @@ def mean_error(values):
     return f"{100 * fmean(values):.1f} ± {100 * error:.1f}"
 
 
-def verdict(tests):
-    """What (difference, p) of several tests say of a claim."""
-    said = {("agrees" if mean > 0 else "contradicts") for mean, p in tests if p < 0.05}
-    return " and ".join(sorted(said)) or "undecided"
+def holm(tests):
+    """The p values of several tests, adjusted so that the chance of a single false finding among all stays what it says."""
+    order = sorted(range(len(tests)), key=lambda i: tests[i][1])
+    adjusted, least = [0.0] * len(tests), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(tests) - rank) * tests[i][1]))
+        adjusted[i] = least
+    return adjusted
+
+
+def grid(heads, rows):
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def tables(results):
     """The Markdown of three tables: at equal samples, at equal seconds, and the claims beside both."""
-    reference, parts = next(iter(METHODS)), {}
-    measures = {}  # (by, task, method) -> [(accuracy at the end, its mean over the run) for each seed]
-    budgets = {}
+    reference, parts, measures, budgets = next(iter(METHODS)), {}, {}, {}
     for task, row in results.items():
-        budgets[task] = min(fmean(result["seconds"][-1] for result in runs) for _, runs in row.values())
-        for method, (_, runs) in row.items():
+        whole = [runs for _, runs in row.values() if not any(result["stopped"] for result in runs)]
+        budgets[task] = min(fmean(result["seconds"][-1] for result in runs) for runs in whole)
+        for method, (_, runs) in row.items():  # [(accuracy at the end, its mean over the run) for each seed]
             measures["samples", task, method] = [(result["accuracy"][-1], score(result)) for result in runs]
             measures["seconds", task, method] = [until(result, budgets[task]) for result in runs]
 
@@ -199,37 +219,42 @@ def tables(results):
         return paired(*([run for _, run in measures[by, task, name]] for name in (method, other)))
 
     for by in ("samples", "seconds"):
-        heads = ["method"]
+        heads, rows = ["method"], []
         for task in results:
             heads += [f"{task}: learning rate" if by == "samples" else f"{task}: s/step", "at the end", "over the run", "p"]
-        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for method in next(iter(results.values())):
-            cells = [method]
+            rows.append([method])
             for task, row in results.items():
                 rate, runs = row[method]
                 cost = fmean(result["seconds"][-1] / result["steps"][-1] for result in runs)
                 end, mean = zip(*measures[by, task, method])
                 p = "" if method == reference else f"{difference(by, task, method, reference)[1]:.3f}"
-                cells += [f"{rate:g}" if by == "samples" else f"{cost:.2f}", mean_error(end), mean_error(mean), p]
-            lines.append("| " + " | ".join(cells) + " |")
-        parts[by] = "\n".join(lines)
-    heads = ["claim", "compared"] + [f"{task}, equal {by}" for task in results for by in ("samples", "seconds")] + ["seen here"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for claim, method, other in CLAIMS:
-        if {method, other} <= set(next(iter(results.values()))):
-            tests = [difference(by, task, method, other) for task in results for by in ("samples", "seconds")]
-            cells = [f"{100 * mean:+.1f} (p {p:.3f})" for mean, p in tests]
-            lines.append("| " + " | ".join([claim, f"{method} against {other}", *cells, verdict(tests)]) + " |")
-    notes = ", ".join(f"{budget:.0f} s on {task}" for task, budget in budgets.items())
+                rows[-1] += [f"{rate:g}" if by == "samples" else f"{cost:.2f}", mean_error(end), mean_error(mean), p]
+        parts[by] = grid(heads, rows)
+    known = [claim for claim in CLAIMS if {*claim[1:]} <= set(next(iter(results.values())))]
+    asked = [(task, claim) for claim in known for task in results]
+    tests = {by: [difference(by, task, *claim[1:]) for task, claim in asked] for by in ("samples", "seconds")}
+    verdicts, rows = holm(tests["samples"]), []
+    for claim, method, other in known:
+        rows.append([claim, f"{method} against {other}"])
+        for at, (_, about) in enumerate(asked):
+            if about[0] == claim:
+                for by in ("samples", "seconds"):
+                    rows[-1].append(f"{100 * tests[by][at][0]:+.1f} (p {tests[by][at][1]:.3f})")
+                agrees = "agrees" if tests["samples"][at][0] > 0 else "contradicts"
+                rows[-1].append(agrees if verdicts[at] < 0.05 else "open")
+    heads = ["claim", "compared"] + [f"{task}, equal {by}" for task in results for by in ("samples", "seconds", "verdict")]
+    heads = [head.replace("equal verdict", "seen") for head in heads]
+    notes = ", ".join(f"{budget:.1f} s on {task}" for task, budget in budgets.items())
     return f"""At equal samples:\n\n{parts["samples"]}\n\nAt equal processor time ({notes}):\n\n{parts["seconds"]}\n
-The claims, as differences of the mean accuracy over the run:\n\n{chr(10).join(lines)}\n"""
+The claims, as differences of the mean accuracy over the run, in points:\n\n{grid(heads, rows)}\n"""
 
 
 def plot(results, methods, out):
     """Accuracy (mean over seeds, with a band of one standard error) against samples, seconds and forward passes."""
-    figure, grid = panels(3, len(results), size=(3.7, 3.1), sharey="row")
+    figure, axes_of = panels(3, len(results), size=(3.7, 3.1), sharey="row")
     axis_names = {"samples": "samples", "seconds": "processor seconds", "passes": "forward passes"}
-    for places, (task, row) in zip(grid, results.items()):
+    for places, (task, row) in zip(axes_of, results.items()):
         for axes, (key, label) in zip(places, axis_names.items()):
             for number, method in enumerate(name for name in methods if name in row):
                 _, runs = row[method]
@@ -241,15 +266,17 @@ def plot(results, methods, out):
                 axes.fill_between(x, low, high, color=f"C{number}", alpha=0.18, linewidth=0)
             axes.set(xlabel=label)
         places[0].set(ylabel="accuracy, %", title=task)
-    grid[0][-1].legend(frameon=False, fontsize=8)
+    axes_of[0][-1].legend(frameon=False, fontsize=8)
     save(figure, out)
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m extras.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything, to see that it works")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each method, each on a base model of its own")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each method, each on a base model of its own; at least 2")
     arguments, tasks = parser.parse_args(), ("sudoku", "countdown")
+    if arguments.seeds < 2:
+        parser.error(f"--seeds {arguments.seeds}: one run says nothing of what another would do")
     if arguments.quick:
         root = assets = Path("runs/compare-quick")
         methods = ("wd1, one-step", "diffu-GRPO", "wd1, ELBO 2")

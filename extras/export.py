@@ -176,8 +176,16 @@ def llada_config(config, base, dtype):
         own_settings["vocab_size"] = min(base["vocab_size"], ours["vocab_size"])
     if ours["pad_token_id"] is None:
         own_settings["pad_token_id"] = torch.tensor(config.eos_token_id).view(-1)[0].item()
+    own_settings["auto_map"] = without_remote_code(base.get("auto_map") or LLADA_8B["auto_map"])
     own_settings |= {name: str(dtype).removeprefix("torch.") for name in ("torch_dtype", "dtype") if name in base}
     return dict(sorted((LLADA_8B | base | own_settings).items()))
+
+
+def without_remote_code(auto_map):
+    """auto_map, if it names classes in files beside it: "owner/repository--file.Class" would fetch and run anybody's code."""
+    if not isinstance(auto_map, dict) or any("--" in str(name) for name in auto_map.values()):
+        return LLADA_8B["auto_map"]
+    return auto_map
 
 
 def write_weights(directory, model, max_shard_size):
@@ -202,6 +210,9 @@ def write_tokenizer(directory, tokenizer, base):
         if base and base.is_dir() and (base / "tokenizer.json").exists():
             same = Tokenizer.from_file(str(own(base, "tokenizer.json"))).get_vocab() == tokenizer.get_vocab()
             files = {name: own(base, name).read_bytes() for name in TOKENIZER if same and (base / name).exists()}
+            settings = json.loads(files.get("tokenizer_config.json", "{}"))
+            if "--" in str(settings.pop("auto_map", "")):  # see without_remote_code
+                files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
             for name, content in files.items():
                 (directory / name).write_bytes(content)
             if same:

@@ -5,6 +5,7 @@ Its own functions score the answers. A few of them would have Python evaluate wh
 
 import builtins
 import functools
+import re
 from contextlib import contextmanager
 
 from rewards import InputError, Task, extract_answer, refusing
@@ -28,7 +29,7 @@ def nothing_evaluated(name):
     finally:
         builtins.eval, builtins.exec = real
         if tried:
-            raise InputError(f"--task rg:{name}: its score would execute what the model writes as Python; choose another task")
+            raise InputError(f"--task rg:{name}: its score would have Python evaluate texts as code; choose another task")
 
 
 class ReasoningGym(Task):
@@ -73,7 +74,7 @@ class ReasoningGym(Task):
     def reward(self, completion, example):
         """reasoning-gym's score of the answer, from 0 to 1; 0 without an answer, or for one that it cannot read."""
         answer = extract_answer(completion)
-        if answer is None:
+        if answer is None or len(answer) > 10_000 or re.search(r"\d[eE][+-]?\d{4}", answer):  # 1e999999999 takes hours
             return 0.0
         entry = self.entry(example["seed"], example["index"])
         with nothing_evaluated(self.name):

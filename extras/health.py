@@ -67,7 +67,7 @@ def describe(config, model_config, rollout, texts, rewards, w_plus, rows):
     surprise = -rollout.probability.clamp(min=1e-30).log() * counted
     return {
         "reward": rewards.mean().item(),
-        "accuracy": fmean(spread(lambda i: judge(get_task(config.task).correct, texts[i], rows[i]), range(len(rows)))),
+        "accuracy": fmean(spread(lambda i: bool(judge(get_task(config.task).correct, texts[i], rows[i])), range(len(rows)))),
         "degenerate_groups": (groups.amax(1) == groups.amin(1)).float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
         "truncated": 1 - ended.float().mean().item(),

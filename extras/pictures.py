@@ -103,25 +103,29 @@ def plot_weights(out):
     save(figure, out)
 
 
-def plot_denoising(run, out, problem=None):
+def plot_denoising(run, out, problem=None, task=None):
     """An answer being written before and after the run: a row a step, a column a token.
 
-    Coloured cells are still masked: the model's guess, and its confidence in it. Bold is written by then. By default the first held-out problem that RL made solvable.
+    Coloured cells are still masked: the model's guess, and its confidence in it. Bold is written by then. By default the
+    first held-out problem that RL made solvable. A task of your own is a file, and run only if `task` names it.
     """
     import torch
 
-    from extras.settings import check, eval_steps
-    from rewards import get_task, judge
+    from extras.settings import check, eval_steps, saved_settings
+    from rewards import InputError, get_task, judge, refusing
     from wd1 import Config, decode, load_model, sample, set_up
 
-    settings = json.loads((Path(run) / "config.json").read_text())
-    config = Config(**settings | dict(eval_only=True, resume=False, output_dir=None))
+    with refusing(f"{run}/config.json is not that of a run"):
+        config = Config(**saved_settings(run, task) | dict(eval_only=True, resume=False, track=None, device=None))
     check(config)
     base, _, tokenizer, _, problems = set_up(config)
-    models = {"before": base, "after": load_model(Path(run) / "model")[0]}
+    options = dict(device=config.device, dtype=getattr(torch, config.dtype), seed=config.seed)
+    models = {"before": base, "after": load_model(Path(run) / "model", **options)[0]}
+    if problem is not None and not 0 <= problem < len(problems):
+        raise InputError(f"--problem {problem}: the held-out problems are numbered 0 to {len(problems) - 1}")
     task, length, panel = get_task(config.task), config.gen_length, []
     for model in models.values():
-        prompts = problems["prompt"][:100]
+        prompts = problems["prompt"][: max(100, (problem or 0) + 1)]
         rollout = sample(model, tokenizer, prompts, config, length, eval_steps(length), trajectory=True)
         texts = decode(model, tokenizer, rollout.completion)
         panel.append((rollout, texts, [judge(task.correct, *pair) for pair in zip(texts, problems)]))
@@ -151,24 +155,28 @@ def plot_denoising(run, out, problem=None):
     print(f"{problems[shown]['prompt'].splitlines()[-1]}")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["curves", "run", "denoising", "weights"])
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--out", required=True)
     parser.add_argument("--problem", type=int, help="denoising: the number of a held-out problem")
-    arguments = parser.parse_args()
+    parser.add_argument("--task", help="denoising: the run's task, if it is a file of yours")
+    arguments = parser.parse_args(argv)
     for run in arguments.runs:
         if not (Path(run) / "metrics.jsonl").is_file():
             parser.error(f"{run} is no run's directory: it has no metrics.jsonl")
-    if arguments.kind == "weights":
-        plot_weights(arguments.out)
-    elif not arguments.runs:
+    if not arguments.runs and arguments.kind != "weights":
         parser.error(f"{arguments.kind} needs a run's directory")
-    elif arguments.kind == "denoising":
-        plot_denoising(arguments.runs[0], arguments.out, arguments.problem)
-    else:
-        {"curves": plot_runs, "run": plot_signals}[arguments.kind](arguments.runs, arguments.out)
+    draw = {
+        "weights": lambda: plot_weights(arguments.out), "curves": lambda: plot_runs(arguments.runs, arguments.out),
+        "run": lambda: plot_signals(arguments.runs, arguments.out),
+        "denoising": lambda: plot_denoising(arguments.runs[0], arguments.out, arguments.problem, arguments.task),
+    }  # fmt: skip
+    try:
+        draw[arguments.kind]()
+    except (ValueError, KeyError, OSError) as error:  # an InputError is a ValueError
+        parser.error(str(error).splitlines()[0])
 
 
 if __name__ == "__main__":

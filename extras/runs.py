@@ -257,6 +257,7 @@ class RunDirectory:
             self.claim()
             if not self.config.resume:
                 self.refuse_another_run()  # that began in the meantime
+            self.log, self.close = open_tracker(self.config, self.path, step)
             self.write_json("config.json", asdict(self.config))
         barrier()
         if not everywhere((self.path / "config.json").exists()):
@@ -280,7 +281,6 @@ class RunDirectory:
                     raise InputError(f"{file} does not hold each step up to {step} once: put it back, or start a new run")
             with replacing(file) as unfinished:
                 unfinished.write_text("".join(kept))
-        self.log, self.close = open_tracker(self.config, self.path, step)
 
     def record(self, step, metrics, timings=None, prompt=None, samples=()):
         """Appends a line to metrics.jsonl, where two equal runs are equal, and to timings.jsonl, where they never are; and
@@ -299,7 +299,11 @@ class RunDirectory:
         for name, entries in lines.items():
             with writing(self.path / name), (self.path / name).open("a") as file:
                 file.write("".join(json.dumps({"step": step, **entry}) + "\n" for entry in entries))
-        self.log(step, metrics | (timings or {}))
+        try:
+            self.log(step, metrics | (timings or {}))
+        except Exception as error:  # what goes wrong there is no reason to end a run
+            print(f"\nwd1: --track {self.config.track} has stopped: {error}", file=sys.stderr)
+            self.log = lambda *_: None
 
     def progress(self, metrics, timings, evaluation):
         """The figures that stand behind the progress bar."""
@@ -325,8 +329,12 @@ class RunDirectory:
                 tokenizer.save_pretrained(unfinished)
             self.write_json("summary.json", summary)
             plot_runs([self.path], self.path / "curve.png")
-            self.write_text("model/README.md", model_card(self.path))
-            self.close()
+            try:
+                self.write_text("model/README.md", model_card(self.path))
+            except InputError as error:  # nor is a card
+                print(f"wd1: no model card: {error}", file=sys.stderr)
+            with suppress(Exception):
+                self.close()
         barrier()
 
 

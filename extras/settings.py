@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import typing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def check(config):
     """Completes what a Config leaves open; refuses, in one sentence, what cannot run."""
     from wd1 import unmasking_schedule
 
+    for name, kind in typing.get_type_hints(type(config)).items():  # a saved config.json may hold anything
+        words = [word for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is typing.Literal
+                 for word in typing.get_args(part)]  # fmt: skip
+        if words and getattr(config, name) not in [*words, None]:
+            raise InputError(f"--{name} {getattr(config, name)}: choose one of {', '.join(words)}")
     get_task(config.task)
     check_tracker(config.track)
     for name, value in asdict(config).items():  # counts are at least 1, or 0 where that means something; the rest finite
@@ -103,6 +109,16 @@ def default_output_dir(config):
     return f"runs/{name}-{task}-{config.objective}"
 
 
+def saved_settings(run, task=None):
+    """The settings in a run's config.json. A file that they name as the task is somebody's code: the user must name it too."""
+    with refusing(f"{run}/config.json cannot be read"):
+        saved = json.loads((Path(run) / "config.json").read_text())
+        if ".py:" in saved["task"] and task != saved["task"]:
+            sentence = f"{run} was trained on --task {saved['task']}, a file that would be run: name it on the command line"
+            raise InputError(sentence)
+        return saved
+
+
 def parse_arguments(config_class, presets, argv, description):
     """The command line as a Config. What it leaves open comes from the run it names, if any, else from the presets."""
     parser = transformers.HfArgumentParser(config_class, description=description, allow_abbrev=False)
@@ -124,9 +140,7 @@ def parse_arguments(config_class, presets, argv, description):
     elif not config.resume:
         return config
     if (run / "config.json").is_file():
+        saved = saved_settings(run, given.task)
         with refusing(f"{run}/config.json cannot be read"):
-            saved = json.loads((run / "config.json").read_text())
-            parser.set_defaults(**{name: saved[name] for name in names})
-            if ".py:" in saved["task"] and given.task != saved["task"]:  # whose file is that?
-                refuse(f"{run} was trained on --task {saved['task']}, a file that would be run: name it on the command line")
+            parser.set_defaults(**{name: saved[name] for name in names if name in saved or name != "track"})
     return parser.parse_args_into_dataclasses(argv)[0]

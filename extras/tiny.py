@@ -134,4 +134,6 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=None):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] not in ([], ["sudoku"], ["countdown"]):
+        sys.exit("python -m extras.tiny [sudoku | countdown]")
     print(tiny_base(*sys.argv[1:2]))

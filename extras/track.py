@@ -5,6 +5,7 @@ Each is a package of its own, needed only when asked for. Where wandb and tracki
 """
 
 import importlib.util
+import uuid
 from dataclasses import asdict
 
 from rewards import InputError, refusing
@@ -14,7 +15,8 @@ PROJECT = "wd1"
 
 def check_tracker(kind):
     """Refuses a tracker that is not installed."""
-    if kind and importlib.util.find_spec(kind) is None:
+    spec = importlib.util.find_spec(kind) if kind else None
+    if kind and (spec is None or spec.origin is None):  # a folder of that name is no package
         raise InputError(f"--track {kind} needs a package: pip install {kind}")
 
 
@@ -48,7 +50,10 @@ def open_tracker(config, path, step):
         tracker = importlib.import_module(config.track)
         options = dict(project=PROJECT, name=path.resolve().name, config=asdict(config))
         if config.track == "wandb":
-            options |= dict(dir=path, id=path.resolve().name, resume="allow" if step else None)
+            name = path / "wandb-id"
+            if not (step and name.exists()):
+                name.write_text(uuid.uuid4().hex)
+            options |= dict(dir=path, id=name.read_text(), resume="allow")
         else:
             options |= dict(resume="allow" if step else "never")
         tracker.init(**options)

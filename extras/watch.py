@@ -67,6 +67,8 @@ def main(argv=None):
     try:
         argv = ["--eval_only", "--eval_size", "1", *(sys.argv[1:] if argv is None else argv)]
         config = parse_arguments(wd1.Config, wd1.PRESETS, argv, __doc__.splitlines()[0])
+        if config.dry_run:
+            raise InputError("--dry_run has no weights that could be watched")
         check(config)
         model, _, tokenizer, _, problems = wd1.set_up(config)
         with wd1.autocast(config):
