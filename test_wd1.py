@@ -2735,11 +2735,11 @@ def test_reasoning_gyms_generators_are_tasks(tmp_path, capsys):
         right = answers[example["index"]]["answer"]
         assert task.reward(f"<answer> {right} </answer>", example) == 1 and task.correct(f"<answer>{right}</answer>", example)
         assert task.reward("<answer>no number</answer>", example) < 0.1 and task.reward(right, example) == 0
-    options = dict(model=HERE / "tiny_config.json", gen_length=8, eval_lengths="8")
-    assert wd1.main(own_run(tmp_path / "run", task="rg:chain_sum", **options)) == 0
+    assert task.reward("<answer>1e999999999</answer>", problems[0]) == 0
+    assert wd1.main(own_run(tmp_path / "run", task="rg:chain_sum")) == 0
     for name in ("countdown", "puzzle24", "string_insertion", "polynomial_multiplication"):
         assert wd1.main(own_run(tmp_path / name, task=f"rg:{name}")) == 2
-        assert "would execute what the model writes" in capsys.readouterr().err
+        assert "would have Python evaluate" in capsys.readouterr().err
     assert wd1.main(own_run(tmp_path / "none", task="rg:none")) == 2 and "unknown" in capsys.readouterr().err
 
 
@@ -2806,6 +2806,72 @@ def test_a_run_can_be_watched_and_drawn(tmp_path, capsys):
     pictures.plot_denoising(directory, tmp_path / "denoising.png", problem=0)
     for name in ("weights", "run", "denoising"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_run_directory_names_is_not_run(tmp_path, capsys, monkeypatch):
+    """A stranger's config.json: a task's file, a tracker that would be imported, words that no option has."""
+    assert wd1.main(own_run(tmp_path / "run")) == 0
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'EXECUTED')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    capsys.readouterr()
+    directory, model = str(tmp_path / "run"), str(tmp_path / "run/model")
+    for changes in ({"task": f"{tmp_path}/evil.py:X"}, {"track": "evil"}, {"track": "evil.py"}, {"objective": "evil"}):
+        (tmp_path / "run/config.json").write_text(json.dumps({**config, **changes}))
+        assert wd1.main(["--resume", "--output_dir", directory]) == 2
+        assert watch.main(["--model", model]) == 2 or "task" not in changes
+        if "task" in changes:
+            assert wd1.main(["--eval_only", "--model", model]) == 2
+        if "track" not in changes:  # which is not looked at
+            with pytest.raises(SystemExit) as stopped:
+                pictures.main(["denoising", directory, "--out", str(tmp_path / "x.png")])
+            assert stopped.value.code == 2
+        model_card(directory)
+        assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "EXECUTED").exists()
+    del config["track"]  # of a run from before there was such an option
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    assert wd1.main(["--resume", "--output_dir", directory, "--max_steps", "3"]) == 0
+
+
+@pytest.mark.parametrize("name, text, sentence", [
+    ("a.csv", "question,answer\n1,2,3\n", "line 2: more fields than the header"), ("a.jsonl", '{"answer": 1}\n', "line 1: column 'question'"),
+    ("a.jsonl", "".join(json.dumps({"question": str(i), "x": i % 2 or "b"}) + "\n" for i in range(40)), "one kind of value"),
+])  # fmt: skip
+def test_a_bad_data_file_of_a_task_of_your_own_gets_its_sentence(tmp_path, capsys, name, text, sentence):
+    (tmp_path / "own.py").write_text(OWN_TASK)
+    (tmp_path / name).write_text(text)
+    assert wd1.main(own_run(tmp_path / "run", task=f"{tmp_path}/own.py:Echo", data=tmp_path / name)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_task_of_your_own_may_have_any_key_but_not_fail(tmp_path, capsys):
+    source = OWN_TASK.replace("nothing = 1", "    def key(self, example):\n        return len(example)")
+    (tmp_path / "own.py").write_text(source)
+    (tmp_path / "bad.py").write_text(OWN_TASK.replace("return [{", "1 / 0; return [{"))
+    assert wd1.main(own_run(tmp_path / "run", task=f"{tmp_path}/own.py:Echo")) == 0
+    assert wd1.main(own_run(tmp_path / "bad", task=f"{tmp_path}/bad.py:Echo")) == 2
+    assert "cannot make its problems (division by zero)" in capsys.readouterr().err
+    rows = rewards.Task.dataset(rewards.get_task(f"{tmp_path}/own.py:Echo"), [{"question": "q", "prompt": "stray"}], "test")
+    assert rows["prompt"] == ["Say it again between <answer> and </answer>: q"]
+
+
+def test_a_tracker_that_fails_does_not_end_a_run(tmp_path, capsys, monkeypatch):
+    class Broken:
+        __spec__ = type("Spec", (), {"origin": "here"})
+        init = staticmethod(lambda **_: None)
+        finish = log = staticmethod(lambda *_, **__: 1 / 0)
+
+    monkeypatch.setitem(sys.modules, "trackio", Broken)
+    assert wd1.main(own_run(tmp_path / "run", track="trackio")) == 0
+    assert capsys.readouterr().err.count("--track trackio has stopped: division by zero") == 1
+    monkeypatch.setattr(Broken, "init", staticmethod(lambda **_: 1 / 0))
+    assert wd1.main(own_run(tmp_path / "new", track="trackio")) == 2
+    assert wd1.main(own_run(tmp_path / "new")) == 0  # nothing was left that is in the way
+
+
+def test_an_export_names_no_code_of_others(tmp_path):
+    assert export.without_remote_code({"AutoModel": "evil/repo--file.Model"}) == export.LLADA_8B["auto_map"]
+    assert export.without_remote_code({"AutoModel": "file.Model"}) == {"AutoModel": "file.Model"}
 
 
 # ------------------------------------------------------------------------------------------------------- comparisons

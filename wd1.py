@@ -570,10 +570,10 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
     """The baseline, diffu-GRPO (d1, arXiv 2504.12216): a clipped ratio and a KL penalty per token, averaged.
 
     log_probs, old_log_probs, ref_log_probs: [B, L], one-step estimates under one prompt mask; advantages [B]; counted
-    bool [B, L]. Returns the mean over counted tokens of
+    bool [B, L]. Returns the mean over counted tokens of the following, where k3 >= 0 estimates KL(pi || ref):
 
         loss = -min(ratio A, clip(ratio) A) + beta k3
-        k3 = ref/pi - log(ref/pi) - 1     >= 0, an estimate of KL(pi || ref)
+        k3 = ref/pi - log(ref/pi) - 1
     """
     ratio, advantages = (log_probs - old_log_probs).exp(), advantages[:, None]
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
@@ -834,7 +834,7 @@ def train(config):
             if done or (step + 1) % config.save_every == 0:
                 run.save(state, parameters, optimizer)
         show(model, tokenizer, test_set[0], config, "after")
-    run.finish(model, tokenizer, state)
+        run.finish(model, tokenizer, state)
     return state
 
 
