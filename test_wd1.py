@@ -1428,6 +1428,11 @@ def test_the_demos_base_model_is_made_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(tiny.RECIPE, "steps", 2)
     monkeypatch.setitem(tiny.RECIPE, "batch_size", 8)
+    config = wd1.Config(task="countdown")
+    directory = tiny.demo_base(config)
+    assert config.data == f"{directory}/problems.jsonl" and len(TASKS["countdown"].test(data=config.data)) == 500
+    with pytest.raises(InputError, match="no such file"):
+        tiny.demo_base(wd1.Config(data="none.csv", seed=2))
     directory = tiny.tiny_base(seed=0, blanks=6)
     monkeypatch.setattr(tiny, "pretrain", lambda *_: pytest.fail("made again"))
     assert wd1.load_model(directory)[0].config.mask_token_id == 1

@@ -597,14 +597,14 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 def set_up(config):
     """What a run needs, checked before anything is written: (model, reference or None, tokenizer, training, held-out set)."""
     task, source = get_task(config.task), config.model
+    if config.model == "tiny" and config.task in ("sudoku", "countdown") and not config.dry_run:
+        from extras.tiny import demo_base  # the demo's base model: pretrained once, then kept
+
+        source = parallel.in_turn(lambda: demo_base(config))
     files = dict(data=config.data, test_data=config.test_data, seed=config.seed, blanks=config.blanks)
     test_set = task.test(**files)
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
     train_set = test_set if config.eval_only else task.train(**files)
-    if config.model == "tiny" and config.task in ("sudoku", "countdown") and not config.dry_run:
-        from extras.tiny import tiny_base  # the demo's base model: pretrained once, then kept
-
-        source = parallel.in_turn(lambda: tiny_base(config.task, config.seed, config.blanks))
     dtype = getattr(torch, config.dtype) if config.lora_rank or config.eval_only else torch.float32
     device = "meta" if config.dry_run else "cpu" if config.shard else config.device
     model, tokenizer = load_model(source, device=device, dtype=dtype, seed=config.seed, load_in_4bit=config.load_in_4bit)

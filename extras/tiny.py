@@ -8,7 +8,8 @@ corpus. RL is then told nothing but the reward.
 
     python -m extras.tiny [countdown]        # pretrains a base, or finds it, and prints where it is
 
-The tiny model does sums of numbers up to 9 only: the directory of its countdown base has problems.jsonl, for --data.
+The tiny model does sums of numbers up to 9 only: the directory of its countdown base has problems.jsonl, which a run of it
+takes if it is not given other --data.
 """
 
 import ast
@@ -130,6 +131,16 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=None):
             unfinished.rename(directory)
         except OSError:  # another run was faster
             shutil.rmtree(unfinished)
+    return str(directory)
+
+
+def demo_base(config):
+    """The base that a run of the tiny model begins with. Without --data, countdown's own problems become the run's."""
+    for file in filter(None, (config.data, config.test_data)):
+        TASKS[config.task].read(file)  # what cannot be read is said before minutes of pretraining
+    directory = Path(tiny_base(config.task, config.seed, config.blanks))
+    if (directory / "problems.jsonl").exists():
+        config.data = config.data or str(directory / "problems.jsonl")
     return str(directory)
 
 
