@@ -9,7 +9,7 @@ wd1 (arXiv 2507.08838) needs it once and never divides. For every prompt q it sa
 scores them, and *imitates the good ones and un-imitates the bad ones*:
 
     A_i  = r_i - mean_j r_j                                 how much better than the group
-    w+_i = softmax_i(psi A),  w-_i = softmax_i(-psi A)      the shares of the best ones, and of the worst ones
+    w+_i = softmax_i(psi A),  w-_i = softmax_i(-psi A)      each one's share of the pull up, of the push down
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)             a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the new policy near the one
@@ -202,13 +202,13 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     return model.eval(), tokenizer
 
 
-@parallel.as_forward  # that is when weights that are divided among GPUs come together
+@parallel.as_forward  # counts as a forward pass of the model, which is when weights divided among GPUs are gathered
 def predict_logits(model, canvas, attention_mask=None, positions=None, cache=None):
     """One forward pass: logits of the token at each position, given all unmasked tokens left and right of it.
 
     canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond it, and all if None, are real.
     positions: long [n] or [B, n], the columns to predict, the only ones the output head runs on; None for all.
-    cache: a KeyValueCache of earlier passes over this canvas; `positions` must lie in its window.
+    cache: a KeyValueCache of earlier passes over this canvas; `positions` must lie in its window, the columns computed anew.
     Returns float32 [B, n, V]. Rows do not depend on their padding: positions are counted from the first real token.
     """
     return model.get_output_embeddings()(hidden_states(model, canvas, attention_mask, positions, cache)).float()
@@ -276,7 +276,7 @@ def unmasking_schedule(gen_length, steps, block_length):
 
 
 def propose(logits, temperature, generator):
-    """A token for each position and the probability that the model gives it: logits [..., V] -> long, float [...].
+    """A token for each position and its probability at temperature 1: logits [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise that float32 can make
     is 16.6, so unlikely tokens would never win (arXiv 2409.02908); float64 reaches 36.
@@ -395,8 +395,8 @@ def generate(
 #     log p(o | q) ≈ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
 #
 # They differ only in what each canvas x_v hides and how answers are weighed; a View says just that. The ELBO is a lower bound
-# (for a model that writes in random order) and noisy in the single draw; the one-step estimate is biased, and cheap; the path
-# estimate (`--likelihood trajectory`) is exact for the order in which a sample was written. All are linear in log p of tokens.
+# (for a model that writes in random order), noisy by its masks; the one-step estimate is biased, noisy by the prompt's; that
+# of the path (`--likelihood trajectory`) is exact for the order in which a sample was written. All are linear in log p.
 # A completion ends with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model would be
 # paid for its padding. The ELBO and the one-step estimate also hide it, so that the model cannot peek.
 
@@ -445,11 +445,11 @@ def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_m
         ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
         log p(S) = sum_{i in S} log p(o_i | q, o without S)
 
-    It is also the mean, over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
-    [B, L]. Options, none of which changes the mean: stratified (default True) spreads the samples' levels l evenly;
-    complementary scores every S together with its complement, so that a pair of samples scores each token once (arXiv
-    2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, which quiets wd1's loss,
-    whose weights sum to zero over a group, but not its gradient (extras/measured.md).
+    for S: l of the row's L tokens until its EOS. It is also the mean, over all L! orders, of the chain-rule log-likelihood in
+    that order. prompt [B, P], completion [B, L]. Options, none of which changes the mean: stratified (default True) spreads
+    the samples' levels l evenly; complementary scores every S together with its complement, so that a pair of samples scores
+    each token once (arXiv 2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, which
+    quiets wd1's loss, whose weights sum to zero over a group, but not its gradient (extras/measured.md).
     """
     if options.get("complementary") and mc_samples % 2:
         raise InputError(f"complementary masks come in pairs: mc_samples {mc_samples} must be even")
@@ -504,7 +504,7 @@ def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob
 
 
 def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
-    """Views of the sampler's own path: the canvas x_t at some of its T denoising steps.
+    """Views of the sampler's own path: the canvas x_t at each step t in the list `steps`, of the T steps that were taken.
 
     By default they score the tokens written at t and are scaled up to all T steps; with all steps the estimate is exactly
     the log-probability of the tokens in the order they were written (arXiv 2510.04019):
@@ -519,7 +519,7 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
     views, T = [], int(rollout.steps.max())
     for step in steps:
         hidden = rollout.written_at >= step
-        if guesses:  # L/|S_t| as in the ELBO; the other 1/|S_t| makes a mean over the hidden tokens
+        if guesses:  # L/|S_t| as in the ELBO, but counted past the EOS; the other 1/|S_t| makes a mean
             target, size = rollout.guesses[:, step], hidden.sum(-1, keepdim=True).clamp(min=1)
             weight = hidden * target.shape[1] / size**2 * (rollout.confidence[:, step] if confidence_factor else 1)
         else:
@@ -547,7 +547,7 @@ def advantages(rewards):
 
 
 def group_weights(rewards, psi=1.0):
-    """The shares of the best of each group and of the worst: (w_plus, w_minus), constants, both [N, G].
+    """Each completion's share of the pull up and of the push down: (w_plus, w_minus), constants, both [N, G].
 
         w+ = softmax(psi A)
         w- = softmax(-psi A)
@@ -591,7 +591,7 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 #     pi_old = pi                        and start again, with new samples
 #
 # mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from leaving what it
-# knows is a small learning rate, and clipping a little (README, "What can go wrong").
+# knows is a small learning rate and, less so, harder clipping (README, "What can go wrong").
 
 
 def set_up(config):
@@ -671,7 +671,7 @@ def decode(model, tokenizer, tokens):
 
 
 def collect(model, tokenizer, reference, rows, config, seed):
-    """Samples and scores a completion for each of B rows, G in a row with one prompt: (rollout, texts, rewards, weights).
+    """Samples and scores a completion for each of `rows`, B problems, each G times on end: (rollout, texts, rewards, weights).
 
     rewards [N, G]. weights (w+, w-): each [B, 1]; for wd1++, whose groups are the G T guesses of all steps, [B, T].
     """

@@ -15,12 +15,12 @@ class Reverse(Task):
     instruction = "Write the word backwards between <answer> and </answer>.\nWord: "
 
     def problems(self, split, seed, blanks):
-        """Random words; `is_test` decides, by the question, which of them are kept for testing."""
+        """Random words for `split`, "train" or "test": `is_test` tells, by the question. (`blanks` is sudoku's; ignore it.)"""
         rng = random.Random(seed)
         words = ("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(5000))
         return [{"question": word} for word in words if self.is_test({"question": word}) == (split == "test")]
 
     def reward(self, completion, example):
-        """The fraction of the letters that are right; at 1 the answer is correct."""
+        """The fraction of the letters in the text `completion` that are right; 1 is correct."""
         answer, right = (extract_answer(completion) or "").strip(), example["question"][::-1]
         return sum(a == b for a, b in zip(answer, right)) / max(len(answer), len(right))
