@@ -157,8 +157,9 @@ PRESETS = {  # what differs from the defaults, by task, objective and model; lat
 #
 #     p(o_i | q, x) = softmax(logits_i)
 #
-# So real checkpoints load into stock classes with `is_causal = False`; only names differ, and for Dream where a prediction is
-# read (extras/checkpoints.py has the tables). Nothing would fail if the causal mask were left on: a run would cost as much,
+# (o_i is a token of one completion from here to section 4, and a completion of a group elsewhere.) So real checkpoints load
+# into stock classes with `config.is_causal = False`, which transformers 5 heeds; only names differ, and for Dream where a
+# prediction is read (extras/checkpoints.py). Nothing would fail if the causal mask were left on: a run would cost as much,
 # report finite losses and learn nothing. That is why `self_check` looks at each model before its first step.
 
 
@@ -504,10 +505,10 @@ def one_step_views(config, prompt, completion, *, mc_samples=1, prompt_mask_prob
 
 
 def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
-    """Views of the sampler's own path: the canvas x_t at each step t in the list `steps`, of the T steps that were taken.
+    """Views of the sampler's own path: the canvas x_t at each step t in the list `steps`, of those that were taken.
 
-    By default they score the tokens written at t and are scaled up to all T steps; with all steps the estimate is exactly
-    the log-probability of the tokens in the order they were written (arXiv 2510.04019):
+    By default they score the tokens written at t and are scaled up to all steps; with all of them the estimate is the
+    log-probability of the tokens in the order they were written (arXiv 2510.04019), but for the mask's share of the softmax:
 
         sum_t sum_{i written at t} log p(o_i | q, x_t)
 
@@ -516,14 +517,14 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 
         L/|S_t|^2 * sum_{i in S_t} c_i log p(x0_t[i] | q, x_t)
     """
-    views, T = [], int(rollout.steps.max())
+    views, taken = [], int(rollout.steps.max())
     for step in steps:
         hidden = rollout.written_at >= step
         if guesses:  # L/|S_t| as in the ELBO, but counted past the EOS; the other 1/|S_t| makes a mean
             target, size = rollout.guesses[:, step], hidden.sum(-1, keepdim=True).clamp(min=1)
             weight = hidden * target.shape[1] / size**2 * (rollout.confidence[:, step] if confidence_factor else 1)
         else:
-            target, weight = rollout.completion, (rollout.written_at == step) * T / len(steps)
+            target, weight = rollout.completion, (rollout.written_at == step) * taken / len(steps)
         views.append(View(F.pad(hidden, (rollout.prompt.shape[1], 0)), target, weight * until_eos(target, config.eos_token_id)))
     return views
 
@@ -536,9 +537,9 @@ def path_views(config, rollout, steps, guesses=False, confidence_factor=True):
 # Samples of pi_old stand for pi_old already, so each counts as much as its tilt, and that, made to sum to 1, is the softmax of
 # psi A. Fitting the model to pi then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model. The same
 # argument with -A gives the policy to stay away from, and w-. Without w- a group of equally bad completions would be imitated.
-# With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b, b = beta / (lambda + beta): sample from that
-# (`generate`'s reference_weight) and weigh as before. wd1-positive, for comparison, drops w-. wd1++ learns from what came
-# before the answer as well: all T guesses x0_t of a prompt's G samplings are scored, and are one group.
+# With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b, b = beta / (lambda + beta): sample from
+# that, token by token (`generate`'s reference_weight), and weigh as before. wd1-positive, for comparison, drops w-. wd1++
+# learns from what came before the answer as well: all T guesses x0_t of a prompt's G samplings are scored, as one group.
 
 
 def advantages(rewards):
@@ -591,7 +592,7 @@ def diffu_grpo_loss(log_probs, old_log_probs, ref_log_probs, advantages, counted
 #     pi_old = pi                        and start again, with new samples
 #
 # mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from leaving what it
-# knows is a small learning rate and, less so, harder clipping (README, "What can go wrong").
+# knows is a small learning rate and, less so, harder clipping or mu = 1 (README, "What can go wrong").
 
 
 def set_up(config):
