@@ -266,7 +266,7 @@ def plot(results, methods, out):
                 axes.fill_between(x, low, high, color=f"C{number}", alpha=0.18, linewidth=0)
             axes.set(xlabel=label)
         places[0].set(ylabel="accuracy, %", title=task)
-    axes_of[0][-1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes_of[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
     save(figure, out)
 
 
@@ -286,8 +286,9 @@ def main():
         results = compare(root, tasks, tuple(METHODS), range(arguments.seeds), RATES, {}, pretraining=None)
     text = tables(results)
     (root / "tables.md").write_text(text)
-    plot(results, [name for name in METHODS if "ELBO" not in name or name == "wd1, ELBO 2"], assets / "compare.png")
-    plot(results, [name for name in METHODS if name.startswith("wd1, ") and "shared" not in name], assets / "estimates.png")
+    objectives, estimates = [*list(METHODS)[:4], "wd1, ELBO 2"], [name for name in METHODS if name.startswith("wd1, ")]
+    plot(results, objectives, assets / "compare.png")
+    plot(results, [name for name in estimates if "shared" not in name and "both" not in name], assets / "estimates.png")
     print(f"\n{text}\nThe tables are in {root}/tables.md, the curves in {assets}/compare.png and {assets}/estimates.png")
 
 
