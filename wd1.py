@@ -449,8 +449,8 @@ def elbo(model, prompt, completion, *, mc_samples=1, generator=None, attention_m
     for S: l of the row's L tokens until its EOS. It is also the mean, over all L! orders, of the chain-rule log-likelihood in
     that order. prompt [B, P], completion [B, L]. Options, none of which changes the mean: stratified (default True) spreads
     the samples' levels l evenly; complementary scores every S together with its complement, so that a pair of samples scores
-    each token once (arXiv 2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws, which
-    quiets wd1's loss, whose weights sum to zero over a group, but not its gradient (extras/measured.md).
+    each token once (arXiv 2506.20639; mc_samples must be even); group_size G lets G consecutive rows share their draws: wd1's
+    weights sum to zero over a group, but little cancels, and its gradient gets noisier (extras/measured.md).
     """
     if options.get("complementary") and mc_samples % 2:
         raise InputError(f"complementary masks come in pairs: mc_samples {mc_samples} must be even")
