@@ -397,7 +397,7 @@ def generate(
 #
 # They differ only in what each canvas x_v hides and how answers are weighed; a View says just that. The ELBO is a lower bound
 # (for a model that writes in random order), noisy by its masks; the one-step estimate is biased, noisy by the prompt's; that
-# of the path (`--likelihood trajectory`) is exact for the order in which a sample was written. All are linear in log p.
+# of the path (`trajectory`) is exact, if all steps are scored, for the order a sample was written in. All are linear in log p.
 # A completion ends with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model would be
 # paid for its padding. The ELBO and the one-step estimate also hide it, so that the model cannot peek.
 
