@@ -58,7 +58,7 @@ from extras.checkpoints import LLADA_WEIGHTS, find_checkpoint, four_bits, read_c
 from extras.chunks import chunked_log_probs
 from extras.health import describe, self_check
 from extras.runs import RunDirectory, exit_code, problems_of
-from extras.settings import autocast, check, check_prompts, eval_steps, parse_arguments
+from extras.settings import autocast, check, check_prompts, eval_steps, parse_arguments, quiet
 from extras.vetting import check_finite, check_weights, vetted
 from extras.watch import show
 from rewards import TASKS, InputError, get_task, judge, refusing
@@ -872,8 +872,7 @@ def evaluate(config):
 def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 for a run that could not go on, 2 for input that cannot be used."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries, not for the user
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     try:
         config = parse_arguments(Config, PRESETS, argv, __doc__.splitlines()[0])
         if config.dry_run:

@@ -16,10 +16,10 @@ import unicodedata
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
-import transformers
 
 from extras.card import run_settings, saved_model
-from extras.settings import eval_steps
+from extras.runs import exit_code
+from extras.settings import eval_steps, quiet, refuse
 from extras.watch import canvas, frames, visible
 from rewards import TASKS, InputError, get_task, refusing
 
@@ -185,8 +185,7 @@ def talk(arguments):
 
 def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 if it could not go on, 2 for input that cannot be used."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     parser = argparse.ArgumentParser(prog="python -m extras.chat", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="a run's directory, a model's directory or a hub id")
     parser.add_argument("--task", help=f"put the instruction of a task before each line: {', '.join(TASKS)}, or your own")
@@ -204,15 +203,8 @@ def main(argv=None):
         parser.error = refuse
         talk(parser.parse_args(argv))
         return 0
-    except KeyboardInterrupt:
-        return 130
-    except (InputError, OSError) as error:
-        notice(error)
-        return 2 if isinstance(error, InputError) else 1
-
-
-def refuse(message):
-    raise InputError(message)
+    except (KeyboardInterrupt, InputError, OSError) as error:
+        return exit_code(error, notice)
 
 
 if __name__ == "__main__":

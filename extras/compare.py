@@ -27,12 +27,12 @@ from statistics import fmean, stdev
 import mpmath
 import numpy as np
 import torch
-import transformers
 
 import wd1
+from extras.card import table
 from extras.pictures import panels, save
 from extras.runs import replacing
-from extras.settings import eval_steps
+from extras.settings import eval_steps, quiet
 from extras.tiny import tiny_base
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -72,8 +72,7 @@ CLAIMS = [  # (who says what, the better method, the other)
 def quietly():
     """Sets up a process that makes runs, one thread each."""
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     for output in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
@@ -144,7 +143,7 @@ def compare(root, tasks, methods, seeds, rates, changes, pretraining):
         def search(task, method):
             found, at = {}, len(rates) // 2
             while len(found) < len(rates):
-                near = [i for i in range(max(at - 1, 0), min(at + 2, len(rates)))]
+                near = range(max(at - 1, 0), min(at + 2, len(rates)))
                 missing = {i: submit(task, method, rates[i], seeds[0], 1000 + seeds[0]) for i in near if i not in found}
                 found |= {i: score(result.result()) for i, result in missing.items()}
                 best = max(found, key=lambda i: (found[i], i == at))
@@ -199,12 +198,6 @@ def holm(tests):
     return adjusted
 
 
-def grid(heads, rows):
-    """A table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(results):
     """The Markdown of three tables: at equal samples, at equal seconds, and the claims beside both."""
     reference, parts, measures, budgets = next(iter(METHODS)), {}, {}, {}
@@ -230,24 +223,22 @@ def tables(results):
                 end, mean = zip(*measures[by, task, method])
                 p = "" if method == reference else f"{difference(by, task, method, reference)[1]:.3f}"
                 rows[-1] += [f"{rate:g}" if by == "samples" else f"{cost:.2f}", mean_error(end), mean_error(mean), p]
-        parts[by] = grid(heads, rows)
+        parts[by] = table(heads, *rows)
     known = [claim for claim in CLAIMS if {*claim[1:]} <= set(next(iter(results.values())))]
     asked = [(task, claim) for claim in known for task in results]
-    tests = {by: [difference(by, task, *claim[1:]) for task, claim in asked] for by in ("samples", "seconds")}
-    verdicts, rows = holm(tests["samples"]), []
-    for claim, method, other in known:
-        rows.append([claim, f"{method} against {other}"])
-        for at, (_, about) in enumerate(asked):
-            if about[0] == claim:
-                for by in ("samples", "seconds"):
-                    rows[-1].append(f"{100 * tests[by][at][0]:+.1f} (p {tests[by][at][1]:.3f})")
-                agrees = "agrees" if tests["samples"][at][0] > 0 else "contradicts"
-                rows[-1].append(agrees if verdicts[at] < 0.05 else "open")
-    heads = ["claim", "compared"] + [f"{task}, equal {by}" for task in results for by in ("samples", "seconds", "verdict")]
-    heads = [head.replace("equal verdict", "seen") for head in heads]
+    tests = {by: {(task, claim): difference(by, task, *claim[1:]) for task, claim in asked} for by in ("samples", "seconds")}
+    adjusted = dict(zip(asked, holm([tests["samples"][one] for one in asked])))
+    heads, rows = ["claim", "compared"], [[claim[0], f"{claim[1]} against {claim[2]}"] for claim in known]
+    for task in results:
+        heads += [f"{task}, equal samples", f"{task}, equal seconds", f"{task}, seen"]
+        for claim, cells in zip(known, rows):
+            both = [tests[by][task, claim] for by in ("samples", "seconds")]
+            agrees = "agrees" if both[0][0] > 0 else "contradicts"
+            cells += [f"{100 * mean:+.1f} (p {p:.3f})" for mean, p in both]
+            cells.append(agrees if adjusted[task, claim] < 0.05 else "open")
     notes = ", ".join(f"{budget:.1f} s on {task}" for task, budget in budgets.items())
     return f"""At equal samples:\n\n{parts["samples"]}\n\nAt equal processor time ({notes}):\n\n{parts["seconds"]}\n
-The claims, as differences of the mean accuracy over the run, in points:\n\n{grid(heads, rows)}\n"""
+The claims, as differences of the mean accuracy over the run, in points:\n\n{table(heads, *rows)}\n"""
 
 
 def plot(results, methods, out):

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 
 from extras.card import lineage, model_card, run_settings, saved_model
 from extras.checkpoints import LLADA_CONFIG, LLADA_WEIGHTS, ONLY, find_checkpoint, read_config
-from extras.runs import replacing
+from extras.runs import exit_code, replacing
+from extras.settings import quiet, refuse
 from extras.vetting import INDEX, own, weight_files
 from extras.watch import visible
 from rewards import InputError, refusing
@@ -232,8 +233,7 @@ def card_of(source, form):
 
 def main(argv=None):
     """Runs the program; returns its exit code: 0, 1 if nothing could be written, 2 for input that cannot be used."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     parser = argparse.ArgumentParser(prog="python -m extras.export", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("source", help="a run's directory, or a model: a directory or a hub id")
     parser.add_argument("out", type=Path, help="the directory to write; it must not exist")
@@ -247,19 +247,12 @@ def main(argv=None):
         export(options)
         print(f"{options.out} holds the model")
         return 0
-    except KeyboardInterrupt:
-        return 130
-    except (InputError, OSError) as error:
-        notice(error)
-        return 2 if isinstance(error, InputError) else 1
+    except (KeyboardInterrupt, InputError, OSError) as error:
+        return exit_code(error, notice)
 
 
 def notice(sentence):
     print(f"export: {visible(str(sentence))}", file=sys.stderr)
-
-
-def refuse(message):
-    raise InputError(message)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def plot_runs(runs, out):
 def plot_signals(runs, out):
     """What a run shows from within: reward, accuracy, entropy, length, groups that teach nothing, the gradient's norm."""
     titles = {
-        "reward": "reward", "accuracy": "accuracy of the samples", "entropy": "entropy, nats a token",
+        "reward": "reward", "accuracy": "accuracy (dots: held out)", "entropy": "entropy, nats a token",
         "length": "length, tokens", "degenerate_groups": "groups with equal rewards", "grad_norm": "norm of the gradient",
     }  # fmt: skip
     figure, grid = panels(3, 2, size=(3.6, 2.5), sharex=True)
@@ -72,11 +72,10 @@ def plot_signals(runs, out):
         steps = [line["step"] for line in trained]
         for axes, (name, title) in zip(grid.flat, titles.items()):
             values = [np.nan if line[name] is None else line[name] for line in trained]
-            axes.plot(steps, values, color=f"C{number}", linewidth=1.2, label="samples")
+            axes.plot(steps, values, color=f"C{number}", linewidth=1.2)
             axes.set_title(title, fontsize=10)
         points = [line["step"] for line in tested], [line["eval"]["accuracy"] for line in tested]
-        grid[0, 1].plot(*points, "o", color=f"C{number}", markersize=4, label="held out, temperature 0")
-        grid[0, 1].set_title("accuracy (dots: held out)", fontsize=10)
+        grid[0, 1].plot(*points, "o", color=f"C{number}", markersize=4)
     grid[0, 2].set_yscale("log")
     grid[1, 0].margins(y=0.4)
     for axes in grid[1]:

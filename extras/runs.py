@@ -346,8 +346,8 @@ def problems_of(step, config, size):
     return [int(orders[epoch][place]) for epoch, place in places]
 
 
-def exit_code(error):
-    """Says in a sentence why a run could not go on; the code to exit with. Raises what should never happen again."""
+def exit_code(error, say=lambda sentence: print(f"wd1: {sentence}", file=sys.stderr)):
+    """Says in a sentence why a program could not go on; the code to exit with. Raises what should never happen again."""
     if isinstance(error, RuntimeError) and not is_lost_connection(error):
         raise error
     if isinstance(error, KeyboardInterrupt):
@@ -355,5 +355,5 @@ def exit_code(error):
     if isinstance(error, RuntimeError):
         reason = str(error).splitlines()[0]
         error = f"rank {RANK} cannot go on: {reason}\n--resume goes on from the last checkpoint"
-    print(f"wd1: {error}", file=sys.stderr)
+    say(error)
     return 2 if isinstance(error, InputError) else 1

@@ -109,6 +109,17 @@ def default_output_dir(config):
     return f"runs/{name}-{task}-{config.objective}"
 
 
+def quiet():
+    """Keeps transformers' own messages and progress bars from the terminal."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def refuse(message):
+    """What a parser of arguments does instead of printing its usage."""
+    raise InputError(message)
+
+
 def saved_settings(run, task=None):
     """The settings in a run's config.json. A file that they name as the task is somebody's code: the user must name it too."""
     with refusing(f"{run}/config.json cannot be read"):
@@ -122,10 +133,6 @@ def saved_settings(run, task=None):
 def parse_arguments(config_class, presets, argv, description):
     """The command line as a Config. What it leaves open comes from the run it names, if any, else from the presets."""
     parser = transformers.HfArgumentParser(config_class, description=description, allow_abbrev=False)
-
-    def refuse(message):
-        raise InputError(message)
-
     parser.error = refuse
     given, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -56,14 +56,11 @@ def show(model, tokenizer, example, config, title, file=None):
 
 def main(argv=None):
     """Runs the program; returns its exit code, which is 2 for input that cannot be used."""
-    import transformers
-
     import wd1
     from extras.runs import exit_code
-    from extras.settings import check, parse_arguments
+    from extras.settings import check, parse_arguments, quiet
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     try:
         argv = ["--eval_only", "--eval_size", "1", *(sys.argv[1:] if argv is None else argv)]
         config = parse_arguments(wd1.Config, wd1.PRESETS, argv, __doc__.splitlines()[0])
