@@ -6,6 +6,7 @@ summed once per update. The number of ranks changes the time a step takes and no
 completions are sampled stay the same (--rollout_batch_size divides a rank's share) and nothing is dropped out.
 """
 
+import atexit
 import datetime
 import functools
 import itertools
@@ -27,6 +28,7 @@ def start(device):
         return
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    atexit.register(dist.destroy_process_group)  # or its threads may outlive what they use, and abort a finished process
     if RANK:
         sys.stdout = open(os.devnull, "w")
 
