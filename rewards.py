@@ -1,54 +1,86 @@
-"""The tasks wd1 is trained on: where their problems come from, how they are asked, and what an answer is worth.
+"""The tasks wd1 is trained on: where their problems come from, how they are asked, and what an
+answer is worth.
 
-Every task asks for `<reasoning>...</reasoning><answer>...</answer>`; "the answer" is the text of the last such
-`<answer>` pair. The rewards are those of the published runs (d1, arXiv 2504.12216; wd1, arXiv 2507.08838). They are
-*total*: any string a model may write gets a finite number, in time linear in its length, and none of it is ever
-executed. To train on a problem of your own, write a `Task` (extras/my_task.py is one) and name it: `--task FILE.py:CLASS`.
+Every task asks for `<reasoning>...</reasoning><answer>...</answer>`; "the answer" is the text of
+the last such `<answer>` pair. The rewards are those of the published runs (d1, arXiv 2504.12216;
+wd1, arXiv 2507.08838). They are *total*: any string a model may write gets a finite number, in
+bounded time, and none of it is ever executed. To train on a problem of your own, write a `Task`
+(extras/tasks/reverse.py is one) and name it: `--task FILE.py:CLASS`.
+
+(Run as a program, this file compares answers of MATH for itself: see `same_meaning`.)
 """
 
 import ast
 import csv
 import functools
+import importlib.util
 import itertools
 import json
 import math
+import operator
+import os
 import random
 import re
-import runpy
+import signal
+import subprocess
+import sys
+import threading
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
-
-from extras.latex import equivalent
+from safetensors import SafetensorError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that says what, and what to do."""
+    """Something the user gave cannot be used; its message is one sentence: what, and what to do."""
 
 
 @contextmanager
 def refusing(sentence: str):
-    """Whatever goes wrong inside is an InputError: `sentence`, with the first line of the cause in parentheses."""
+    """Whatever goes wrong inside is an InputError: `sentence`, with the cause in parentheses."""
     try:
         yield
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # what goes wrong in Rust (tokenizers) or torch.distributed is no Exception
-        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{sentence} ({cause})") from None
+    except BaseException as error:  # Rust (tokenizers) and torch.distributed raise no Exception
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"{sentence} ({[*lines, type(error).__name__][0]})") from None
+
+
+@contextmanager
+def one_sentence():
+    """Ends a program in one sentence for what goes wrong inside: with code 2 for input that cannot
+    be used, 1 for what cannot go on, 130 for Ctrl-C. What should never happen is raised."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
+        foreseen = isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
+        if not lost and not foreseen and type(error).__name__ != "OutOfMemoryError":
+            raise
+        reason = str(error).strip().splitlines()[0]
+        hint = "; --resume goes on from the last checkpoint" if lost else ""
+        print(f"wd1: {reason}{hint}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def judge(judgement, completion: str, example: dict) -> float:
-    """`judgement(completion, example)`, a Task's reward or correct, as a number; InputError unless it is a finite one.
+    """`judgement(completion, example)`, a Task's reward or correct, as a finite number.
 
-    For rewards that users write: nothing should be learned from a NaN, nor a run of days die without a word on why.
+    For rewards that users write: nothing should be learned from a NaN, nor a run of days die
+    without a word on why. InputError says which completion has no reward.
     """
-    where = f"{getattr(judgement, '__qualname__', judgement)}: no reward for the completion {completion[:60]!r}"
-    with refusing(where):
+    name = getattr(judgement, "__qualname__", judgement)
+    with refusing(f"{name}: no reward for the completion {completion[:60]!r}"):
         value = float(judgement(completion, example))
         if not math.isfinite(value):
             raise ValueError(f"it is {value}")
@@ -56,51 +88,43 @@ def judge(judgement, completion: str, example: dict) -> float:
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the last `<answer>...</answer>` pair, or None. Linear in the length of the completion."""
-    last_close = completion.rfind("</answer>")
-    start = completion.rfind("<answer>", 0, max(last_close, 0))
-    if start < 0:
-        return None
-    return completion[start + len("<answer>") : completion.find("</answer>", start)]
+    """The text of the last `<answer>...</answer>` pair, or None. Linear in the length."""
+    before, _, _ = completion.rpartition("</answer>")
+    _, opened, answer = before.rpartition("<answer>")
+    return answer.partition("</answer>")[0] if opened else None
 
 
-# ------------------------------------------------------------------------------------------------------ data files
+# ----------------------------------------------------------------------------------- data files
 
 
 def read_rows(path: str) -> list[tuple[str, dict]]:
-    """Reads a CSV (with a header) or JSON-lines file as `(where, row)` pairs; `where` names the row in errors."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"--data {path}: there is no such file")
-    rows = []
-    try:
-        if file.suffix.lower() == ".csv":
-            with file.open(newline="", encoding="utf-8-sig") as lines:
+    """A CSV (with a header) or JSON-lines file as `(where, row)` pairs; `where` is for errors."""
+    rows, kind = [], Path(path).suffix.lower()
+    if kind not in (".csv", ".jsonl", ".json"):
+        raise InputError(f"--data {path}: only .csv and .jsonl files can be read")
+    with refusing(f"--data {path}: cannot be read"):
+        with open(path, newline="", encoding="utf-8-sig") as lines:
+            if kind == ".csv":
                 # csv's own line_num, so that the number is the one an editor shows.
                 reader = csv.DictReader(lines, strict=True)
                 rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-            if where := next((where for where, row in rows if None in row), None):
-                raise InputError(f"{where}: more fields than the header has")
-        elif file.suffix.lower() in (".jsonl", ".json"):
-            for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
-                if line.strip():
-                    rows.append((f"{path}, line {number}", json.loads(line)))
-                    if not isinstance(rows[-1][1], dict):
-                        raise InputError(f"{path}, line {number}: not a JSON object ({{...}}, one a line)")
-        else:
-            raise InputError(f"--data {path}: only .csv and .jsonl files can be read")
-    except InputError:
-        raise
-    except (csv.Error, ValueError, OSError, RecursionError) as error:
-        where = f"line {len(rows) + 1}" if file.suffix.lower() != ".csv" else "as CSV"
-        raise InputError(f"{path}, {where}: cannot be read ({error})") from None
+            for number, line in enumerate(lines, 1):  # csv has left none
+                where = f"{path}, line {number}"
+                with refusing(f"{where}: cannot be read"):
+                    if line.strip():
+                        rows.append((where, json.loads(line)))
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: not a JSON object ({{...}}, one a line)")
+        if None in row:
+            raise InputError(f"{where}: more fields than the header has")
     if not rows:
         raise InputError(f"--data {path}: the file holds no problems")
     return rows
 
 
 def field(row: dict, *names: str) -> str:
-    """The text of the first of the columns `names` that the row has."""
+    """The text of the first of the columns `names` that the row has; InputError without one."""
     for name in names:
         if row.get(name) not in (None, ""):
             value = row[name] if isinstance(row[name], str) else json.dumps(row[name])
@@ -110,26 +134,37 @@ def field(row: dict, *names: str) -> str:
     raise InputError(f"column '{names[0]}' is missing or empty")
 
 
-# ------------------------------------------------------------------------------------------------------------ Task
+# ----------------------------------------------------------------------------------------- Task
 
 
 class Task:
     """A source of problems and their reward.
 
-    A problem ("example") is a dict with a "prompt" and the fields its reward needs. Problems are split into train and
-    test by `key`: two problems with one key are on one side, on every machine and for every seed.
+    A problem ("example") is a dict with a "prompt" and the fields its reward needs. Problems are
+    split into train and test by `key`: two problems with one key are on one side, on every
+    machine and for every seed.
     """
 
     instruction = ""  # what every prompt of the task begins with
     held_out = 5  # one key in `held_out` is kept for testing
+    hub = ()  # the name of a data set on the Hugging Face hub, and of its configuration
 
     def problems(self, split: str, seed: int, blanks: int) -> list[dict]:
-        """The task's own problems for `split` ("train" or "test"), without a file: generated, or from the hub. (blanks: a
-        setting of sudoku's; others ignore it.)"""
-        raise InputError(f"{type(self).__name__} has no problems of its own: give a file with --data")
+        """The task's own problems for `split` ("train" or "test"), where no file is given:
+        from the hub, or generated. (`blanks` is a setting of sudoku's; others ignore it.)"""
+        if not self.hub:
+            raise InputError(f"{type(self).__name__} has no problems of its own: give --data FILE")
+        with refusing(f"{self.hub[0]} cannot be had from the hub; give a local copy with --data"):
+            rows = load_dataset(*self.hub, split=split)
+        examples = []
+        for row in rows:
+            with suppress(InputError):  # a few of MATH's have no \boxed{} result
+                examples.append(self.parse(row))
+        return examples
 
     def parse(self, row: dict) -> dict | None:
-        """One row of a data file as an example without its prompt, None to leave it out; InputError names a bad column."""
+        """A row of a data file as an example without its prompt; None leaves it out, and an
+        InputError names a bad column."""
         return row
 
     def question(self, example: dict) -> str:
@@ -151,11 +186,11 @@ class Task:
     def is_test(self, example: dict) -> bool:
         return zlib.crc32(str(self.key(example)).encode()) % self.held_out == 0
 
-    def own(self, split: str, seed: int, blanks: int) -> list[dict]:
-        with refusing(f"{type(self).__name__} cannot make its problems"):
-            return list(self.problems(split, seed, blanks))
-
-    def read(self, path: str) -> list[dict]:
+    def load(self, path: str | None, split: str, seed: int, blanks: int) -> list[dict]:
+        """The examples of the file at `path`, or the task's own for `split`."""
+        if not path:
+            with refusing(f"{type(self).__name__} cannot make its problems"):
+                return list(self.problems(split, seed, blanks))
         examples = []
         for where, row in read_rows(path):
             try:
@@ -167,102 +202,102 @@ class Task:
                 raise InputError(f"{where}: {error}") from None
         return examples
 
-    def train(self, data: str | None = None, test_data: str | None = None, seed: int = 0, blanks: int = 8) -> Dataset:
-        """Training problems: `data` (a file) less what is held out for testing, or the task's own."""
-        examples = self.read(data) if data else self.own("train", seed, blanks)
+    def train(self, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
+        """Training problems: the file `data` less what is held out, or the task's own."""
+        examples = self.load(data, "train", seed, blanks)
         if test_data:
-            seen = {self.key(example) for example in self.read(test_data)}
+            seen = {self.key(example) for example in self.load(test_data, "test", seed, blanks)}
             examples = [example for example in examples if self.key(example) not in seen]
         elif data:
             examples = [example for example in examples if not self.is_test(example)]
         return self.dataset(examples, "train on")
 
-    def test(self, data: str | None = None, test_data: str | None = None, seed: int = 0, blanks: int = 8) -> Dataset:
-        """Held-out problems: all of `test_data`, or the part of `data` kept from training, or the task's own."""
-        if test_data:
-            examples = self.read(test_data)
-        elif data:
-            examples = [example for example in self.read(data) if self.is_test(example)]
-        else:
-            examples = self.own("test", seed, blanks)
+    def test(self, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
+        """Held-out problems: the file `test_data`, what `train` leaves of `data`, or its own."""
+        examples = self.load(test_data or data, "test", seed, blanks)
+        if data and not test_data:
+            examples = [example for example in examples if self.is_test(example)]
         return self.dataset(examples, "test on")
 
     def dataset(self, examples: list[dict], purpose: str) -> Dataset:
         if not examples:
-            raise InputError(f"no problem is left to {purpose}: give a larger --data file, or another --test_data file")
-        with refusing(f"the problems of {type(self).__name__} do not make a table of one kind of value in each column"):
-            return Dataset.from_list([{**e, "prompt": self.instruction + self.question(e)} for e in examples])
+            raise InputError(
+                f"no problem is left to {purpose}: give a larger --data, or another --test_data"
+            )
+        with refusing(f"{type(self).__name__}'s problems have not one kind of value in a column"):
+            return Dataset.from_list(
+                [{**e, "prompt": self.instruction + self.question(e)} for e in examples]
+            )
 
 
-def from_hub(*path: str, split: str) -> Dataset:
-    with refusing(f"{path[0]} cannot be had from the hub; give a local copy with --data"):
-        return load_dataset(*path, split=split)
-
-
-# ---------------------------------------------------------------------------------------------------------- sudoku
+# --------------------------------------------------------------------------------------- sudoku
 
 
 @functools.cache
 def solved_grids() -> list[str]:
-    """The 288 solved 4x4 sudokus, each as 16 digits row by row."""
-    halves = []  # two rows whose two boxes are right
-    for pair in itertools.product(itertools.permutations("1234"), repeat=2):
-        if all(len({*pair[0][box : box + 2], *pair[1][box : box + 2]}) == 4 for box in (0, 2)):
-            halves.append("".join(itertools.chain(*pair)))
-    return [top + bottom for top in halves for bottom in halves if is_solved(top + bottom)]
-
-
-UNITS = [[4 * r + c for c in range(4)] for r in range(4)]  # rows
-UNITS += [[4 * r + c for r in range(4)] for c in range(4)]  # columns
-UNITS += [[4 * (r + i) + c + j for i in (0, 1) for j in (0, 1)] for r in (0, 2) for c in (0, 2)]  # boxes
+    """The 288 solved 4x4 sudokus, 16 digits row by row: all ways to fill cell after cell."""
+    grids = [""]
+    for cell in range(16):
+        row, column = divmod(cell, 4)
+        above = cell - 4 - column % 2  # where the two cells above are, if they are of its box
+        grids = [
+            grid + digit
+            for grid, digit in itertools.product(grids, "1234")
+            if digit not in grid[4 * row :] + grid[column::4] + grid[above:][:2] * (row % 2)
+        ]
+    return grids
 
 
 def is_solved(grid: str) -> bool:
-    """Whether every row, column and box of a 16-digit grid holds 1, 2, 3 and 4."""
-    return all({grid[cell] for cell in unit} == set("1234") for unit in UNITS)
+    """Whether these are 16 digits of which every row, column and box holds 1, 2, 3 and 4."""
+    return grid in solved_grids()
 
 
 class Sudoku(Task):
-    """4x4 sudoku. An example has "puzzle" and "solution", 16 digits each, row by row, 0 for a blank.
+    """4x4 sudoku. An example has "puzzle" and "solution": 16 digits, row by row, 0 for a blank.
 
-    There are only 288 solution grids, so puzzles are split by *solution*: otherwise memorising would pass for solving
-    (arXiv 2510.09541). A grid and its transpose are on one side, so that not even a grid read by columns is shared.
+    There are only 288 solution grids, so puzzles are split by *solution*: otherwise memorising
+    would pass for solving (arXiv 2510.09541). A grid and its transpose are on one side, so that
+    not even a grid read by columns is shared.
     """
 
     instruction = (
-        "Solve this 4x4 sudoku: each row, each column and each 2x2 box must hold 1, 2, 3 and 4 once. The puzzle is "
-        "written row by row, with 0 for an empty cell. Explain your steps between <reasoning> and </reasoning>, then "
-        "write all 16 digits of the solved grid, row by row, between <answer> and </answer>.\nPuzzle: "
+        "Solve this 4x4 sudoku: each row, each column and each 2x2 box must hold 1, 2, 3 and 4 "
+        "once. The puzzle is written row by row, with 0 for an empty cell. Explain your steps "
+        "between <reasoning> and </reasoning>, then write all 16 digits of the solved grid, row by "
+        "row, between <answer> and </answer>.\nPuzzle: "
     )
 
     def problems(self, split, seed, blanks):
         rng = np.random.default_rng([seed, split == "test"])
         return self.puzzles(split, rng, blanks, 500 if split == "test" else 20_000)
 
-    def puzzles(self, split: str, rng: np.random.Generator, blanks: int, size: int) -> list[dict]:
-        """`size` random puzzles with exactly one solution, a grid of `split`, and `blanks` empty cells."""
+    def puzzles(self, split, rng, blanks, size) -> list[dict]:
+        """`size` puzzles of one solution, a grid of `split`, with `blanks` empty cells, drawn by
+        the NumPy generator `rng`."""
         if not 1 <= blanks <= 11:
-            raise InputError(f"--blanks {blanks}: a 4x4 sudoku with one solution has 1 to 11 blanks here")
-        grids = solved_grids()
-        cells = np.array([list(map(int, grid)) for grid in grids])  # [288, 16]
-        own = [i for i, grid in enumerate(grids) if self.is_test({"solution": grid}) == (split == "test")]
+            raise InputError(f"--blanks {blanks}: a puzzle of one solution has 1 to 11 blanks here")
+        cells = np.array([list(map(int, grid)) for grid in solved_grids()])  # [288, 16]
+        tested = [self.is_test({"solution": grid}) for grid in solved_grids()]
+        own = np.flatnonzero(np.array(tested) == (split == "test"))
         examples = []
         while len(examples) < size:
             chosen = cells[rng.choice(own, 256)]  # [256, 16]
             blank = rng.random((256, 16)).argsort(axis=1) < blanks
-            fits = (blank[:, None] | (chosen[:, None] == cells)).all(axis=2)  # [256, 288]: solutions of each puzzle
-            for solution, empty in zip(chosen[fits.sum(axis=1) == 1], blank[fits.sum(axis=1) == 1]):
-                puzzle = np.where(empty, 0, solution)
-                examples.append({"puzzle": "".join(map(str, puzzle)), "solution": "".join(map(str, solution))})
+            fits = (blank[:, None] | (chosen[:, None] == cells)).all(axis=2)  # [256, 288]
+            for row in np.flatnonzero(fits.sum(axis=1) == 1):  # one grid fits: one solution
+                solution = "".join(map(str, chosen[row]))
+                puzzle = "".join(map(str, np.where(blank[row], 0, chosen[row])))
+                examples.append({"puzzle": puzzle, "solution": solution})
         return examples[:size]
 
     def parse(self, row):
-        puzzle, solution = field(row, "Puzzle", "puzzle"), field(row, "Solution", "solution")
         # A spreadsheet drops leading zeros: they are part of the puzzle.
-        puzzle, solution = puzzle.strip().zfill(16), solution.strip()
+        puzzle = field(row, "Puzzle", "puzzle").strip().zfill(16)
+        solution = field(row, "Solution", "solution").strip()
         if not re.fullmatch("[0-4]{16}", puzzle) or "0" not in puzzle:
-            raise InputError(f"column 'Puzzle' is not 16 digits 0 to 4 with a blank: '{puzzle[:40]}'")
-        if not re.fullmatch("[1-4]{16}", solution) or not is_solved(solution):
+            raise InputError(f"column 'Puzzle' is not 16 digits 0 to 4 with a 0: '{puzzle[:40]}'")
+        if not is_solved(solution):
             raise InputError(f"column 'Solution' is not a solved 4x4 grid: '{solution[:40]}'")
         if any(clue not in ("0", digit) for clue, digit in zip(puzzle, solution)):
             raise InputError("column 'Solution' does not keep the clues of 'Puzzle'")
@@ -275,38 +310,44 @@ class Sudoku(Task):
         grid = example["solution"]
         return min(grid, "".join(grid[column::4] for column in range(4)))
 
-    def grid(self, completion: str) -> str | None:
-        """The digits of the answer, padded with 0 or cut to 16; None without an answer."""
+    def grid(self, completion: str) -> str:
+        """The digits of the answer, padded with 0 or cut to 16; "" without an answer."""
         answer = extract_answer(completion)
-        return None if answer is None else re.sub("[^0-9]", "", answer)[:16].ljust(16, "0")
+        return "" if answer is None else re.sub("[^0-9]", "", answer)[:16].ljust(16, "0")
 
     def reward(self, completion, example):
         """The fraction of blanks that match the solution; 0 without an answer."""
         grid = self.grid(completion)
+        if not grid:
+            return 0.0
         blanks = [i for i, clue in enumerate(example["puzzle"]) if clue == "0"]
-        return 0.0 if grid is None else sum(grid[i] == example["solution"][i] for i in blanks) / len(blanks)
+        return sum(grid[i] == example["solution"][i] for i in blanks) / len(blanks)
 
     def correct(self, completion, example):
         """The grid is solved and keeps the clues (some public puzzles have several solutions)."""
         grid = self.grid(completion)
-        return grid is not None and is_solved(grid) and all(p in ("0", g) for p, g in zip(example["puzzle"], grid))
+        kept = all(clue in ("0", digit) for clue, digit in zip(example["puzzle"], grid))
+        return kept and is_solved(grid)
 
 
-# ------------------------------------------------------------------------------------------------------- countdown
+# ------------------------------------------------------------------------------------ countdown
 
 OPERATIONS = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
 }
 
 
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
-    """The exact value of an arithmetic expression and the numbers in it, or None if it is not one.
+    """The exact value of an arithmetic expression and its numbers, or None if it is not one.
 
-    Only whole decimal numbers, + - * /, signs and parentheses. Nothing is executed: the text becomes a syntax tree,
-    and the tree is walked. Texts over 100 characters, which bounds depth and size, are not read at all.
+    Only whole decimal numbers, + - * /, signs and parentheses. Nothing is executed: the text
+    becomes a syntax tree, and the tree is walked. Texts over 100 characters, which bounds depth
+    and size, are not read at all.
     """
     text = " ".join(text.split())
     if len(text) > 100 or not re.fullmatch(r"[0-9+\-*/() ]+", text):
@@ -314,38 +355,37 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
     numbers = []
 
     def value(node):
-        if isinstance(node, ast.Constant) and type(node.value) is int:
+        if isinstance(node, ast.Constant):
             numbers.append(node.value)
             return Fraction(node.value)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
-            return value(node.operand) * (-1 if isinstance(node.op, ast.USub) else 1)
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
-        raise ValueError("not an arithmetic expression")
+        operands = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+        return OPERATIONS[type(node.op)](*map(value, operands))
 
     try:
         return value(ast.parse(text, mode="eval").body), numbers
-    except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
+    except Exception:  # no syntax, another operation, a division by zero
         return None
 
 
 class Countdown(Task):
-    """Reach a target from three numbers with + - * /. An example has "nums", a list of ints, and "target", an int."""
+    """Reach a target from three numbers with + - * /. An example has "nums" and "target": ints."""
 
     instruction = (
-        "Write an arithmetic expression that equals the target. Use every given number exactly once, the operations "
-        "+, -, *, / and parentheses. Explain your steps between <reasoning> and </reasoning>, then write the "
-        "expression alone, such as (1 + 2) / 3, between <answer> and </answer>.\n"
+        "Write an arithmetic expression that equals the target. Use every given number exactly "
+        "once, the operations +, -, *, / and parentheses. Explain your steps between <reasoning> "
+        "and </reasoning>, then write the expression alone, such as (1 + 2) / 3, between <answer> "
+        "and </answer>.\n"
     )
 
     def problems(self, split, seed, blanks):
-        """Three numbers from 1 to 99 and a target from 10 to 100 that can be reached: 20,000 and 256 problems."""
+        """Three numbers, 1 to 99, and a target within reach, 10 to 100: 20,000 and 256 problems."""
         rng = random.Random(f"{seed} {split}")
         size, examples = 256 if split == "test" else 20_000, []
         while len(examples) < size:
             a, b, c = (rng.randint(1, 99) for _ in range(3))
             pair = rng.choice([a + b, a - b, a * b] + [a // b] * (a % b == 0))
-            target = rng.choice([pair + c, pair - c, c - pair, pair * c] + [pair // c] * (pair % c == 0))
+            targets = [pair + c, pair - c, c - pair, pair * c] + [pair // c] * (pair % c == 0)
+            target = rng.choice(targets)
             example = {"nums": rng.sample([a, b, c], 3), "target": target}
             if 10 <= target <= 100 and self.is_test(example) == (split == "test"):
                 examples.append(example)
@@ -353,13 +393,14 @@ class Countdown(Task):
 
     def parse(self, row):
         """`{"nums": [30, 100, 93], "target": 23}` or `{"input": "30,100,93", "output": "23"}`."""
-        nums, target = field(row, "nums", "input"), field(row, "target", "output")
-        if not re.fullmatch(r"\[?\s*[0-9]{1,9}(\s*[, ]\s*[0-9]{1,9})*\s*\]?", nums.strip()):
+        nums, target = field(row, "nums", "input").strip(), field(row, "target", "output").strip()
+        if not re.fullmatch(r"\[?\s*[0-9]{1,9}(\s*[, ]\s*[0-9]{1,9})*\s*\]?", nums):
             raise InputError(f"column 'nums' is not a list of whole numbers: '{nums[:40]}'")
-        if not re.fullmatch(r"-?[0-9]{1,9}", target.strip()):
+        if not re.fullmatch(r"-?[0-9]{1,9}", target):
             raise InputError(f"column 'target' is not a whole number: '{target[:40]}'")
         numbers = [int(n) for n in re.findall("[0-9]+", nums)]
-        return {"nums": numbers, "target": int(target)} if len(numbers) == 3 else None  # the public file has fours as well
+        # The public file has fours as well.
+        return {"nums": numbers, "target": int(target)} if len(numbers) == 3 else None
 
     def question(self, example):
         return f"Numbers: {', '.join(map(str, example['nums']))}\nTarget: {example['target']}"
@@ -368,95 +409,213 @@ class Countdown(Task):
         return f"{sorted(example['nums'])} {example['target']}"
 
     def reward(self, completion, example):
-        """1 if the expression uses exactly the given numbers and equals the target, 0.1 for any other answer, else 0."""
-        answer = extract_answer(completion)
-        return 0.0 if answer is None else 1.0 if self.correct(completion, example) else 0.1
+        """1 if the expression uses exactly the given numbers and equals the target, 0.1 for any
+        other answer, else 0."""
+        if self.correct(completion, example):
+            return 1.0
+        return 0.0 if extract_answer(completion) is None else 0.1
 
     def correct(self, completion, example):
         result = evaluate_expression(extract_answer(completion) or "")
         if result is None:
             return False
         value, numbers = result
-        return sorted(numbers) == sorted(example["nums"]) and abs(value - example["target"]) < Fraction(1, 100_000)
+        near = abs(value - example["target"]) < Fraction(1, 100_000)
+        return near and sorted(numbers) == sorted(example["nums"])
 
 
-# ----------------------------------------------------------------------------------------------------------- gsm8k
+# ---------------------------------------------------------------------------------------- gsm8k
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+EXACT_FORMAT = r"(?s)<reasoning>\n.*\n</reasoning>\n<answer>\n.*\n</answer>\n?"
 
 
 def plain_number(text: str) -> Fraction | str:
     """`$1,450.00` and `1450` are the same number; text that is no number stays as it is."""
     text = text.strip().removeprefix("$").replace(",", "")
-    return Fraction(text) if len(text) < 50 and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text) else text
+    is_number = len(text) < 50 and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text)
+    return Fraction(text) if is_number else text
 
 
 class GSM8K(Task):
-    """Grade-school word problems (openai/gsm8k). An example has "question" and "answer", the number after `####`."""
+    """Grade-school word problems (openai/gsm8k). An example has "question" and "answer", the
+    number after `####`."""
 
     instruction = (
-        "Solve the problem step by step. Write exactly this format, each tag on a line of its own:\n<reasoning>\nyour "
-        "steps\n</reasoning>\n<answer>\nthe result as one whole number\n</answer>\n\nProblem: "
+        "Solve the problem step by step. Write exactly this format, each tag on a line of its own:"
+        "\n<reasoning>\nyour steps\n</reasoning>\n<answer>\nthe result as one whole number\n"
+        "</answer>"
+        "\n\nProblem: "
     )
-
-    def problems(self, split, seed, blanks):
-        return [self.parse(row) for row in from_hub("openai/gsm8k", "main", split=split)]
+    hub = ("openai/gsm8k", "main")
 
     def parse(self, row):
-        solution = field(row, "answer")
-        if "####" not in solution or not solution.split("####")[-1].strip():
+        *solution, answer = field(row, "answer").split("####")
+        if not solution or not answer.strip():
             raise InputError("column 'answer' has no result after '####'")
-        return {"question": field(row, "question"), "answer": solution.split("####")[-1].strip()}
-
-    def question(self, example):
-        return example["question"]
+        return {"question": field(row, "question"), "answer": answer.strip()}
 
     def reward(self, completion, example):
-        """Correct 2, an integer 0.5, exact format 0.5, loose format 0.5, tags on lines of their own 0.125 each."""
+        """Correct 2, an integer 0.5, exact format 0.5, loose format 0.5, tags on lines of their
+        own 0.125 each, less 0.001 a character after the last tag."""
         answer = (extract_answer(completion) or "").strip()
-        score = 2.0 * self.correct(completion, example) + 0.5 * bool(re.fullmatch("-?[0-9]+", answer))
-        lines = completion.removesuffix("\n").split("\n")
+        score = 2.0 * self.correct(completion, example)
+        score += 0.5 * bool(re.fullmatch("-?[0-9]+", answer))
+        lines = completion.split("\n")
         own_line = [lines.count(tag) == 1 for tag in TAGS]
-        if all(own_line):
-            opened, closed, asked, ended = map(lines.index, TAGS)
-            # The exact format: nothing before, between or after the two elements, and something in each.
-            score += 0.5 * (0 == opened < closed - 1 and closed + 1 == asked < ended - 1 and ended == len(lines) - 1)
-        # The loose format: the two elements one after the other, with white space at most between them.
-        start, end = completion.find(TAGS[0]), completion.rfind(TAGS[3])
-        score += 0.5 * (0 <= start < end and bool(re.search(r"</reasoning>\s*<answer>", completion[start:end])))
         score += 0.125 * sum(own_line)
-        # Text after the last tag costs 0.001 a character; one final line break is free.
-        return score - 0.001 * len(completion[end + len(TAGS[3]) :].removeprefix("\n")) if end >= 0 else score
+        # The exact format: nothing before, between or after the two elements.
+        score += 0.5 * (all(own_line) and bool(re.fullmatch(EXACT_FORMAT, completion)))
+        # The loose format: the two elements one after the other, white space at most between them.
+        start, end = completion.find(TAGS[0]), completion.rfind(TAGS[3])
+        loose = re.search(r"</reasoning>\s*<answer>", completion[max(start, 0) : max(end, 0)])
+        score += 0.5 * bool(start >= 0 and loose)
+        if end >= 0:  # one line break after the last tag is free
+            score -= 0.001 * len(completion[end + len(TAGS[3]) :].removeprefix("\n"))
+        return score
 
     def correct(self, completion, example):
         answer = extract_answer(completion)
         return answer is not None and plain_number(answer) == plain_number(example["answer"])
 
 
-# ------------------------------------------------------------------------------------------------------------ math
+# ----------------------------------------------------------------------------------------- math
 
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the last `\boxed{...}` of a text, braces balanced, or None."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for end in range(start + len("\\boxed"), len(text) if start >= 0 else 0):
-        depth += (text[end] == "{") - (text[end] == "}")
-        if depth == 0:
-            return text[start + len("\\boxed{") : end]
-    return None
+    _, box, inside = text.rpartition("\\boxed{")
+    depths = itertools.accumulate((c == "{") - (c == "}") for c in inside)
+    end = next((place for place, depth in enumerate(depths) if depth < 0), None)
+    return inside[:end] if box and end is not None else None
+
+
+DEADLINE = 5  # seconds of the CPU's that one comparison may take; nearly all take milliseconds
+LOCK = threading.Lock()
+REFUSED = re.compile(
+    r"[^\w\s\\{}()\[\]+*/^=<>|.,;:!%&$°-]|[\s\S]{401}"  # quotes, above all, and long texts
+    # Long numbers and exponents, towers, large factorials, sums and the like.
+    r"|[0-9]{21}|\^\s*\{?\s*-?\s*[0-9]{3}|\^\s*(\{[^{}]*\}?|\\?\w*)\s*\^|[0-9]{3}\s*!|!\s*!"
+    r"|\\(sum|prod|int|lim|big|op|mod|bmod|det|max|min|gcd|lcm)"
+)
+# What may have letters that the gold answer has not: commands, a unit, and the x = of x = 5.
+NAMES = r"\\(text|mbox|mathrm)\s*\{[^}]*\}|\\[a-z]+|matrix|[a-z]{2,}\.?\s*$|^.*(=|\\in(?![a-z]))"
+# What sympy has Python compile: numbers, names, its imports, and functions of its own.
+GENERATED = (
+    r"b.(from sympy import \*|\w+ ?|(Integer|Float|Symbol) \('?[\w.]+'? \)|(def|lambda _cls).*)."
+)
+
+
+def tidy(latex: str) -> str:
+    """LaTeX without what only spaces it out; the space of 2 1/2 and of \\pi x stays."""
+    latex = re.sub(r"\\(left|right)(?![a-z])|(?<!\\)\\[!,;: ]", "", latex.replace("{,}", ","))
+    return re.sub(r"(?<![0-9a-z])\s+|\s+(?![0-9a-zA-Z])", "", latex)
+
+
+def overlooked(latex: str) -> list[str]:
+    """What math-verify does not look at: the skeleton of a list, tuple or interval, as "(,)" is of
+    (1, f(2)), and the bases of numbers. "" stands for none."""
+    marks = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|[^(\[,\])]", "", latex)  # not that of 1,450
+    while "()" in marks:
+        marks = marks.replace("()", "")
+    return [marks * ("," in marks), "".join(re.findall(r"[0-9)}]_\{?([0-9]+)", latex))]
+
+
+@functools.lru_cache(1000)  # a group's answers are often the same, and each is judged twice
+def equivalent(answer: str, gold: str) -> bool:
+    """Whether two LaTeX answers mean the same; long or hostile ones mean only themselves."""
+    answer, gold = tidy(answer), tidy(gold)
+    if answer == gold:
+        return True
+    # What is much more complicated than the gold answer cannot be equal to it, or only after a
+    # simplification that nobody asked for.
+    if (
+        len(answer) > 60 + 2 * len(gold)
+        or REFUSED.search(f"{answer}\n{gold}")
+        or set(re.findall("[a-z]", re.sub(NAMES, "", answer.lower()))) - set(gold.lower())
+        or any(a and b and a != b for a, b in zip(overlooked(answer), overlooked(gold)))
+    ):
+        return False
+    return same_meaning(answer, gold)
+
+
+@functools.cache
+def worker(process_id: int) -> subprocess.Popen:
+    """The process that compares for this one: `compare_lines`, in a Python that shares no thread
+    and no GPU with us. Ctrl-C does not reach it, and it ends when its stdin does, as we end."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy does the same in the same order
+        text=True,
+        start_new_session=True,
+    )
+    if not process.stdout.readline():
+        raise InputError("answers of MATH need math-verify, which cannot be imported")
+    return process
+
+
+def same_meaning(answer: str, gold: str) -> bool:
+    """Whether math-verify says so within the deadline. InputError if it is not installed."""
+    with LOCK:
+        if worker(os.getpid()).poll() is not None:  # ended by its deadline, or by somebody
+            worker.cache_clear()
+        process, verdict = worker(os.getpid()), ""
+        try:
+            print(json.dumps([answer, gold]), file=process.stdin, flush=True)
+            verdict = process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        finally:
+            if not verdict:  # also after Ctrl-C: what comes late is not the next one's verdict
+                process.kill()
+                process.wait()
+        return verdict == "True\n"
+
+
+def compare_lines():
+    """The worker: reads pairs (answer, gold) as lines of JSON, and writes "True" or "False".
+
+    The system ends it after `DEADLINE` seconds of computing. Of math-verify's readers the one for
+    LaTeX is used, which has Python evaluate nothing of a text but its numbers; should it ever try
+    more, `refuse` is there.
+    """
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def refuse(event, arguments):
+        if event == "compile" and not str(arguments[1]).endswith(".py"):  # no import
+            if not re.fullmatch(GENERATED, str(arguments[0])):
+                raise PermissionError("nothing that a model writes is executed")
+
+    def same(answer, gold):
+        values = [
+            parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+            for text in (gold, answer)
+        ]
+        # Two numbers need no simplification, for which sympy may take minutes. (5% may be 5.)
+        with suppress(Exception):  # they are no numbers
+            if "%" not in answer + gold and abs((values[0][0] - values[1][0]).evalf()) > 1e-5:
+                return False
+        return verify(*values, timeout_seconds=None)
+
+    sys.addaudithook(refuse)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, DEADLINE)
+        print(same(*json.loads(line)), flush=True)
 
 
 class Math(Task):
-    """Competition mathematics (ankner/math-500). An example has "problem" and "answer", the gold `\\boxed{}` content."""
+    """Competition mathematics (ankner/math-500). An example has "problem" and "answer", the content
+    of the gold `\\boxed{}`."""
 
     instruction = (
-        "Solve the problem step by step. Write your steps between <reasoning> and </reasoning>, then the result "
-        "between <answer> and </answer>, inside \\boxed{}.\n\nProblem: "
+        "Solve the problem step by step. Write your steps between <reasoning> and </reasoning>, "
+        "then the result between <answer> and </answer>, inside \\boxed{}.\n\nProblem: "
     )
-
-    def problems(self, split, seed, blanks):
-        return [self.parse(row) for row in from_hub("ankner/math-500", split=split) if last_boxed(row["solution"])]
+    hub = ("ankner/math-500",)
 
     def parse(self, row):
         gold = last_boxed(field(row, "solution"))
@@ -467,42 +626,87 @@ class Math(Task):
     def question(self, example):
         return example["problem"]
 
-    def reward(self, completion, example):
-        """Equivalent answer 2; a box in answer tags 1, tags without a box 0.75, a box without tags 0.5, else 0.25."""
+    def result(self, completion):
+        """The answer, and the box in it, or in the whole text if it has no answer."""
         answer = extract_answer(completion)
-        boxed = last_boxed(completion if answer is None else answer) is not None
-        form = (1.0 if boxed else 0.75) if answer is not None else (0.5 if boxed else 0.25)
+        return answer, last_boxed(completion if answer is None else answer)
+
+    def reward(self, completion, example):
+        """Equivalent answer 2; answer tags 0.5, a box in them or without any 0.25, and 0.25."""
+        answer, boxed = self.result(completion)
+        form = 0.25 + 0.5 * (answer is not None) + 0.25 * (boxed is not None)
         return 2.0 * self.correct(completion, example) + form
 
     def correct(self, completion, example):
-        answer = extract_answer(completion)
-        boxed = last_boxed(completion if answer is None else answer)
-        result = boxed if boxed is not None else answer
+        answer, boxed = self.result(completion)
+        result = answer if boxed is None else boxed
         return result is not None and equivalent(result, example["answer"])
 
 
-TASKS: dict[str, Task] = {"sudoku": Sudoku(), "countdown": Countdown(), "gsm8k": GSM8K(), "math": Math()}
+TASKS: dict[str, Task] = {
+    "sudoku": Sudoku(),
+    "countdown": Countdown(),
+    "gsm8k": GSM8K(),
+    "math": Math(),
+}
 
 
-def get_task(name: str) -> Task:
-    """The task that `--task` names: one of TASKS; CLASS of a file, FILE.py:CLASS, which is run; or rg:NAME, reasoning-gym's."""
-    return TASKS[name] if name in TASKS else load_task(name)
+def problems_of(step, count, size, seed):
+    """Indices of the `count` problems of a step: epoch after epoch, each in an order of its own."""
+    places = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(size) for epoch, _ in places}
+    return [int(orders[epoch][place]) for epoch, place in places]
+
+
+def character_tokenizer(config):
+    """The tiny model's tokenizer: a token is a character, a tag, or a task's whole instruction.
+
+    130,000 parameters do not read English; with a token for each instruction they get the very
+    prompts that LLaDA gets. config: has vocab_size, eos_token_id and mask_token_id."""
+    if not all(type(number) is int for number in (config.eos_token_id, config.mask_token_id)):
+        raise InputError("a config.json without a tokenizer needs mask_token_id and eos_token_id")
+    tags = "<reasoning> </reasoning> <answer> </answer>".split()
+    words = tags + [task.instruction for task in TASKS.values()]
+    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
+    free = [number for number in range(config.vocab_size) if number not in special]
+    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free))
+    vocab |= {name: number for number, name in special.items()}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_tokens(words)
+    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>")
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<|unk|>", **names)
 
 
 @functools.cache
-def load_task(name: str) -> Task:
+def get_task(name: str) -> Task:
+    """The task that `--task` names: one of TASKS; or CLASS of a file, FILE.py:CLASS, which is run,
+    once (a module `__getattr__` may make the class: extras/tasks/gym.py)."""
+    if name in TASKS:
+        return TASKS[name]
     file, _, kind = name.rpartition(":")
-    if file == "rg":
-        from extras.gym import ReasoningGym
-
-        return ReasoningGym(kind)
     if not file.endswith(".py"):
-        raise InputError(f"--task {name}: unknown; choose one of {', '.join(TASKS)}, or FILE.py:CLASS, or rg:NAME")
-    if not Path(file).is_file():
-        raise InputError(f"--task {name}: there is no file {file}")
-    with refusing(f"--task {name}: the file cannot be run"):
-        found = runpy.run_path(file).get(kind)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise InputError(f"--task {name}: {file} has no class {kind} that is a rewards.Task")
-    with refusing(f"--task {name}: the task cannot be made"):
-        return found()
+        raise InputError(f"--task {name}: unknown; choose {', '.join(TASKS)}, or FILE.py:CLASS")
+    with refusing(f"--task {name}: cannot be run"):
+        found = getattr(run_file(file), kind, None)
+        if isinstance(found, type) and issubclass(found, Task):
+            return found()
+    raise InputError(f"--task {name}: {file} has no class {kind} that is a rewards.Task")
+
+
+@functools.cache
+def run_file(path: str):
+    """The module that the file at `path` makes; sys.modules has it, by its path, if it runs."""
+    spec = importlib.util.spec_from_file_location(path, path)
+    module = sys.modules[path] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path]
+        raise
+    return module
+
+
+if __name__ == "__main__":
+    compare_lines()
