@@ -1,1 +1,1 @@
-"""What stands around wd1.py: the demo's base model, pictures, measurements. Nothing of the method is in here."""
+"""What stands around the method. Every import points down, to wd1 and rewards: see README.md."""

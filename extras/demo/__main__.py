@@ -1,0 +1,56 @@
+"""From nothing to a picture: a tiny base model, trained with wd1, before and after.
+
+    python -m extras.demo                                  # 4x4 sudoku: a few minutes on a laptop
+    python -m extras.demo --task countdown --seed 1 ...    # any setting of wd1.py
+    python -m extras.demo --resume                         # goes on, as does python wd1.py --resume
+"""
+
+from pathlib import Path
+
+import wd1
+from extras.demo.base import tiny_base
+from extras.watch.chat import show
+from extras.watch.health import warn
+from rewards import InputError, get_task
+
+
+def prepare(config):
+    """Puts the base model's directory into a Config that names no other --model, and the base's own
+    problems where it has some. Whatever else is wrong is said before minutes of pretraining."""
+    if wd1.WORLD > 1:
+        raise InputError("the demo is for one process; train what it has made with wd1.py")
+    get_task(config.task).train(config.data, config.test_data, config.seed, config.blanks)
+    if config.model == "tiny":
+        config.model = tiny_base(config.task, config.seed, config.blanks)
+    problems = Path(config.model, "problems.jsonl")
+    if not config.data and problems.exists():
+        config.data = str(problems)
+
+
+def look(config, model, title):
+    """Shows the model in a directory at work on the first held-out problem."""
+    files = config.data, config.test_data, config.seed, config.blanks
+    example = get_task(config.task).test(*files)[0]
+    show(*wd1.load_model(model, device=config.device), example, config, title)
+
+
+def train(config):
+    """wd1.train, with a look at the model before and after."""
+    wd1.RunDirectory(config)  # refuses a directory that holds another run
+    prepare(config)
+    look(config, config.model, "before")
+    summary = wd1.train(config, watch=warn)
+    look(config, f"{config.output_dir}/model", "after")
+    print(f"{'':8}{'accuracy':>10}{'reward':>10}")
+    return summary
+
+
+def evaluate(config):
+    """wd1.evaluate of the base."""
+    prepare(config)
+    return wd1.evaluate(config)
+
+
+if __name__ == "__main__":
+    with wd1.one_sentence():
+        wd1.main(None, wd1.Config, train, evaluate)

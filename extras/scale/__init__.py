@@ -1,0 +1,1 @@
+"""Large models: weights divided among GPUs, what a run would cost, what a GPU measures."""

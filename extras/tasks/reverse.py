@@ -1,0 +1,30 @@
+"""A task of your own: `python wd1.py --task extras/tasks/reverse.py:Reverse`. Copy this file, and
+change what it asks for.
+
+A file of problems (--data FILE.jsonl) needs no `problems`: its rows are the examples, the column
+"question" is what is asked.
+"""
+
+import random
+import string
+
+from rewards import Task, extract_answer
+
+
+class Reverse(Task):
+    """Write a word backwards."""
+
+    instruction = "Write the word backwards between <answer> and </answer>.\nWord: "
+
+    def problems(self, split, seed, blanks):
+        """Random words for `split`, "train" or "test": `is_test` tells. (`blanks` is sudoku's.)"""
+        rng = random.Random(seed)
+        words = ("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(5000))
+        examples = ({"question": word} for word in words)
+        return [example for example in examples if self.is_test(example) == (split == "test")]
+
+    def reward(self, completion, example):
+        """The fraction of the letters in the text `completion` that are right; 1 is correct."""
+        answer = (extract_answer(completion) or "").strip()
+        right = example["question"][::-1]
+        return sum(a == b for a, b in zip(answer, right)) / max(len(answer), len(right))

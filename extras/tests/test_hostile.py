@@ -1,0 +1,271 @@
+"""Checkpoints from strangers: what is in them is never executed, and gets a sentence if refused."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import wd1
+from extras.tests.program import HERE, run
+from rewards import InputError
+from test_wd1 import write_checkpoint
+
+# A file of a checkpoint, what a stranger wrote into it, and words of the sentence that refuses it;
+# without words it loads as if that were not there. ITSELF is the directory.
+WRITTEN = r"""
+config.json {"alibi": true} -> alibi = True
+config.json {"layer_norm_type": "low_precision"} -> layer_norm_type
+config.json {"block_type": "sequential"} -> block_type
+config.json {"activation_type": "swiglu"} -> activation_type
+config.json {"attention_layer_norm": true} -> attention_layer_norm
+config.json {"include_qkv_bias": true} -> include_qkv_bias
+config.json {"quantization_config": {"quant_method": "gguf"}} -> quantization_config
+config.json {"model_type": "bert"} -> model_type 'bert'
+config.json {"model_type": ["llada"]} -> model_type
+config.json {"model_type": "llama"} -> autoregressive
+config.json {"n_heads": 5, "n_kv_heads": 5} -> cannot be loaded
+config.json {"n_kv_heads": 3} -> heads
+config.json {"n_kv_heads": 0} -> cannot be loaded
+config.json {"d_model": "wide"} -> hidden_size
+config.json {"n_layers": 1000000000} -> 1000000000 layers
+config.json {"d_model": 1000000000} -> cannot be loaded
+config.json {"d_model": 65536} -> cannot be loaded
+config.json {"embedding_size": 100000000} -> cannot be loaded
+config.json {"mlp_hidden_size": true} -> intermediate_size
+config.json {"mlp_hidden_size": 64} -> mlp.down_proj
+config.json {"n_layers": 3} -> layers.2
+config.json {"n_layers": 1} -> layers.1
+config.json {"mask_token_id": 9999} -> mask_token_id
+config.json {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}} ->
+config.json {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"} ->
+config.json {"transformers_weights": "pytorch_model.bin"} ->
+config.json {"save_pretrained": "x", "to_dict": 1, "attribute_map": {"a": "b"}} ->
+config.json {"return_dict": false, "max_sequence_length": 4096} ->
+generation_config.json {"custom_generate": "evil", "save_pretrained": 1} ->
+tokenizer_config.json {"tokenizer_class": "evil.E", "auto_map": {"AutoTokenizer": ["evil.E"]}} ->
+tokenizer_config.json {"fast_tokenizer_files": ["../outside/tokenizer.4.0.json"]} ->
+tokenizer_config.json {"tokenizer_file": "/etc/passwd"} ->
+tokenizer_config.json {"model_input_names": ["x"], "model_max_length": "x", "_tokenizer": "x"} ->
+tokenizer_config.json {"split_special_tokens": true} ->
+tokenizer_config.json {"chat_template": {"default": 1}} -> chat template
+tokenizer_config.json {"chat_template": [{"name": "default", "template": "x"}]} -> chat template
+tokenizer_config.json {"chat_template": "{% if"} -> chat template cannot be used
+tokenizer_config.json {"chat_template": "{{ raise_exception('boo') }}"} -> cannot be used
+tokenizer_config.json {"chat_template": "{{ messages[5].x.y }}"} -> cannot be used
+tokenizer_config.json {"chat_template": "{% include '/etc/passwd' %}"} -> cannot be used
+tokenizer_config.json {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"} -> cannot
+tokenizer_config.json {"chat_template": "{{ cycler.__init__.__globals__.os.getcwd() }}"} -> cannot
+tokenizer.json {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}} -> cannot
+tokenizer.json {"model": 1} -> cannot be loaded
+model.safetensors.index.json {"weight_map": {"x": "../outside/model.safetensors"}} -> no file of
+model.safetensors.index.json {"weight_map": {"x": "/etc/model.safetensors"}} -> no file of
+model.safetensors.index.json {"weight_map": {"x": "/dev/zero"}} -> no file of
+model.safetensors.index.json {"weight_map": {"x": "pytorch_model.bin"}} -> no file of
+model.safetensors.index.json {"weight_map": {"x": 1}} -> cannot be loaded
+tiny_config.json {"mask_token_id": null} -> mask_token_id
+tiny_config.json {"eos_token_id": null} -> eos_token_id
+tiny_config.json {"model_type": ["llada"]} -> model_type
+tiny_config.json {"d_model": -4} -> cannot be loaded
+tiny_config.json {"pad_token_id": 9999} -> cannot be loaded
+tiny_config.json {"n_kv_heads": 3} -> heads
+adapter_config.json {"peft_type": "SHADOW", "shadow_model": "evil/repo"} -> SHADOW
+adapter_config.json {"peft_type": "BOFT"} -> peft_type = 'BOFT'
+adapter_config.json {"target_modules": "([a-z_.0-9]+)+X"} -> target_modules
+adapter_config.json {"r": 1000000} -> r = 1000000
+adapter_config.json {"r": 64} -> r = 64
+adapter_config.json {"use_dora": true} -> use_dora = True
+adapter_config.json {"layer_replication": [[0, 2], [0, 2]]} -> layer_replication
+adapter_config.json {"init_lora_weights": "pissa_niter_999999999"} -> init_lora_weights
+adapter_config.json {"megatron_core": "evil"} -> megatron_core
+adapter_config.json {"lora_alpha": Infinity} -> adapters cannot be loaded
+adapter_config.json {"scale_squared": true} -> scale_squared = True
+adapter_config.json {"base_model_name_or_path": "ITSELF"} -> recursion
+"""
+
+
+class Payload:
+    """What a pickle runs when it is opened."""
+
+    def __reduce__(self):
+        return open, ("EXECUTED", "w")
+
+
+def pickled(*names, without="nothing"):
+    def harm(directory):
+        (directory / "evil.py").write_text("open('EXECUTED', 'w')")
+        for name in names:
+            (directory / name).write_bytes(pickle.dumps(Payload()))
+        for file in directory.glob(without):
+            file.unlink()
+
+    return harm
+
+
+def weight(change, name=None):
+    """Changes the first weight of the first file, or its name."""
+
+    def harm(directory):
+        file = min(directory.glob("*.safetensors"))
+        tensors = load_file(file)
+        first = min(tensors)
+        tensors[name or first] = change(tensors.pop(first))
+        save_file(tensors, file)
+
+    return harm
+
+
+def lora(directory):
+    """Puts adapters on the checkpoint beside it: the directory is then theirs."""
+    base = directory.rename(directory.with_name("base"))
+    wd1.add_adapters(wd1.load_model(base)[0], 2, base).save_pretrained(directory)
+
+
+DONE = {  # the same of what is done to files
+    "no config": (lambda d: (d / "config.json").unlink(), "model_type"),
+    "half a config": (lambda d: (d / "config.json").write_text("[1"), "cannot be loaded"),
+    "a pipe": (
+        lambda d: (d / "config.json").unlink() or os.mkfifo(d / "config.json"), "config.json"
+    ),
+    "a link out": (lambda d: (d / "chat_template.jinja").symlink_to("/etc/passwd"), "no file of"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "cannot be loaded"),
+    "no weights": (pickled(without="*.safetensors"), "cannot be loaded"),
+    "pickled weights": (pickled("pytorch_model.bin", without="model*"), "cannot be loaded"),
+    "pickles besides": (pickled("pytorch_model.bin", "adapter_model.bin", ".metadata"), ""),
+    "a stray shard": (lambda d: (d / "shard-00001-model-00001-of-00001.safetensors").touch(), ""),
+    "cut": (lambda d: os.truncate(min(d.glob("*.safetensors")), 300), "cannot be loaded"),
+    "twice": (lambda d: shutil.copy(*d.glob("*.safetensors")), "twice"),
+    "NaN": (weight(lambda t: t * torch.nan), "not finite"),
+    "infinity": (weight(lambda t: t / 0), "not finite"),
+    "whole numbers": (weight(lambda t: t.to(torch.int8)), "not float"),
+    "eight bits": (weight(lambda t: t.to(torch.float8_e4m3fn)), "cannot be loaded"),
+    "renamed": (weight(torch.clone, "stray"), "cannot be loaded"),
+    "what writes on a terminal": (weight(torch.clone, "\x1b[31m\nx"), "cannot be loaded"),
+    "adapters of another": (
+        lambda d: (lora(d), weight(torch.clone, "base_model.q.lora_A.weight")(d)), "another shape"
+    ),
+    "pickled adapters": (
+        lambda d: (lora(d), pickled("adapter_model.bin", without="adapter_model.s*")(d)), "adapters"
+    ),
+}  # fmt: skip
+
+SEEN = []  # of what Python does: (event, its first argument)
+READ = {".json", ".txt", ".jinja"}  # and safetensors, which are not opened by Python
+NEVER = {"socket.connect", "subprocess.Popen", "os.system", "pickle.find_class"}
+
+
+def look(event, arguments):
+    if event in {"open", "import", "exec", *NEVER}:
+        SEEN.append((event, getattr(arguments[0], "co_filename", arguments[0])))
+
+
+sys.addaudithook(look)
+
+
+def trespasses(directory):
+    """What was seen that reading JSON, tables and weights of `directory` does not take."""
+    homes = sys.prefix, sys.base_prefix, str(HERE), "/proc", "/sys", "/dev/null"
+    for event, what in SEEN:
+        path = Path(str(what)).resolve()
+        inside = path.parent in (directory, directory.with_name("base")) and path.suffix in READ
+        strange = event == "open" and not inside and not str(path).startswith(homes)
+        if strange or event in NEVER or "evil" in str(what) or path.stem == "generation_config":
+            yield event, what
+
+
+def write(directory, name, changes):
+    """Changes settings in a JSON file of a checkpoint; returns what to load."""
+    if name == "adapter_config.json":
+        lora(directory)
+    if name == "tiny_config.json":
+        shutil.copy(HERE / name, directory)
+    file = directory / name
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(settings | json.loads(changes.replace("ITSELF", str(directory)))))
+    return file if name == "tiny_config.json" else directory
+
+
+def logits(source):
+    """What a model predicts after a prompt, as its tokenizer and chat template lay it out."""
+    model, tokenizer = wd1.load_model(source)
+    return wd1.predict_logits(model, wd1.encode(tokenizer, ["the <|mask|> land"]).input_ids)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A checkpoint that nobody has touched, and its logits."""
+    directory, *_ = write_checkpoint(tmp_path_factory.mktemp("pristine") / "model", "llada")
+    return directory, logits(directory)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, pristine):
+    """A copy of it to be harmed. A test that waits for ever, for a pipe say, is ended."""
+    monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit("waits"))
+    signal.alarm(20)
+    yield Path(shutil.copytree(pristine[0], tmp_path / "model"))
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize("case", [*WRITTEN.strip().splitlines(), *DONE])
+def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, case):
+    if case in DONE:
+        harm, words = DONE[case]
+        harm(place)
+        source = place
+    else:
+        what, words = case.split(" ->")
+        source, words = write(place, *what.split(" ", 1)), words.strip()
+    SEEN.clear()
+    if words:
+        with pytest.raises(InputError, match=words) as raised:
+            logits(source)
+        assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+    else:
+        assert torch.equal(logits(source), pristine[1])
+    assert not list(trespasses(place)) and not list(place.parent.rglob("EXECUTED"))
+
+
+def test_what_checkpoints_of_other_programs_look_like_still_loads(place, pristine):
+    """Special tokens in special_tokens_map.json alone, links into the hub's cache, an index that is
+    left over, and Dream's tokens in added_tokens.json."""
+    settings = json.loads((place / "tokenizer_config.json").read_text())
+    special = {name: settings.pop(name) for name in ("mask_token", "eos_token", "pad_token")}
+    (place / "special_tokens_map.json").write_text(json.dumps(special))
+    del settings["added_tokens_decoder"]
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    write(place, "config.json", '{"mask_token_id": null, "eos_token_id": null}')
+    snapshot = place.with_name("snapshot")
+    blobs = place.rename(place.with_name("models--a--b")) / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir()
+    for file in blobs.parent.glob("*.*"):
+        (snapshot / file.name).symlink_to(file.rename(blobs / f"{file.name}-blob"))
+    assert torch.equal(logits(snapshot), pristine[1])
+
+    whole, *_ = write_checkpoint(place.with_name("whole"), "llada", shards=1)
+    write(whole, "model.safetensors.index.json", '{"weight_map": {"x": "model-00001.safetensors"}}')
+    assert torch.equal(logits(whole), pristine[1])
+
+    dream, *_ = write_checkpoint(place.with_name("dream"), "Dream")
+    want, settings = logits(dream), json.loads((dream / "tokenizer_config.json").read_text())
+    added = settings.pop("added_tokens_decoder").items()
+    added = {token["content"]: int(number) for number, token in added}
+    (dream / "added_tokens.json").write_text(json.dumps(added))
+    (dream / "tokenizer_config.json").write_text(json.dumps(settings))
+    write(dream, "config.json", '{"mask_token_id": null}')
+    assert torch.equal(logits(dream), want)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(tmp_path, capsys):
+    file = write(tmp_path, "tiny_config.json", '{"vocab_size": 20, "embedding_size": 20}')
+    code, directory = run(tmp_path, model=file)
+    assert code == 2 and "tokens beyond" in capsys.readouterr().err
+    assert not directory.exists()

@@ -1,0 +1,176 @@
+"""Caches, thresholds, random remasking and guidance, each against what it should equal."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wd1
+from extras.methods.objectives import generate_guesses
+from extras.sampling.cache import CachedPolicy
+from extras.sampling.choices import guided, random, threshold
+from extras.train import MoreConfig, sampler
+from rewards import InputError
+from test_wd1 import (
+    plain_forward,
+    plain_generate,
+    prompts,
+    schedules,
+    seeded,
+    small_model,
+    until_block_end,
+    write_checkpoint,
+)  # fmt: skip
+
+MODEL = small_model()
+
+
+@given(schedules(), st.integers(0, 9), st.sampled_from([0.2, 0.5, 0.9]))
+def test_a_threshold_writes_all_that_pass_it(schedule, seed, probability):
+    prompt = prompts(rows=3, seed=seed)
+    rollout = wd1.generate(MODEL, prompt, **schedule, choose=threshold(probability))
+    plain = [plain_generate(MODEL, row[None], **schedule, threshold=probability) for row in prompt]
+    want = [until_block_end(row, schedule["block_length"]) for row in plain]
+    assert rollout.completion.tolist() == want
+
+
+@settings(max_examples=8)
+@given(schedules(), st.integers(0, 99))
+def test_random_remasking_writes_as_many_tokens_each_equally_often(schedule, seed):
+    draw = lambda rows: wd1.generate(
+        MODEL, prompts(1, seed=seed).repeat(rows, 1), choose=random(seeded(seed)), **schedule
+    ).written_at
+    written_at, step = draw(400), 0
+    assert torch.equal(written_at, draw(400)), "a seed fixes everything"
+    for start, counts in wd1.unmasking_schedule(**schedule):
+        own = written_at[:, start : start + schedule["block_length"]]
+        going = own[:, 0] < schedule["steps"]  # else an earlier block has an EOS
+        for count in counts:
+            written = own[going] == step
+            assert (written.sum(1) == count).all()
+            if going.sum() > 300:  # within five standard errors
+                assert (written.float().mean(0) - count / own.shape[1]).abs().max() < 0.15
+            step += 1
+
+
+def test_guidance_changes_the_logits_as_the_formula_says():
+    """With L = 1 the greedy token is the argmax of the combined logits, computed here."""
+    for seed in range(20):
+        prompt = prompts(rows=1, seed=seed)
+        canvas = F.pad(prompt, (0, 1), value=1)
+        c = wd1.predict_logits(MODEL, canvas)[0, -1]
+        u = wd1.predict_logits(MODEL, torch.ones_like(canvas))[0, -1]
+        want = u + 2.5 * (c - u)
+        want[1] = -torch.inf
+        options = dict(gen_length=1, steps=1, block_length=1, policy=guided(1.5, 4))
+        assert wd1.generate(MODEL, prompt, **options).completion.item() == want.argmax().item()
+
+
+def renewed(kind, scale):
+    """Guidance by policies whose caches are renewed at every step."""
+    shown, hidden = CachedPolicy(kind, 1), CachedPolicy(kind, 1)
+    return guided(scale, 6, shown, hidden) if scale else shown
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(choose=threshold(0.5))])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("generate", [wd1.generate, partial(generate_guesses, wd1.generate)])
+def test_a_cache_renewed_at_every_step_changes_nothing(
+    monkeypatch, kind, scale, options, shift, generate
+):
+    monkeypatch.setattr(MODEL.config, "logit_shift", shift)
+    padded, mask = F.pad(prompts(rows=3), (2, 0)), F.pad(torch.ones(3, 4), (2, 0))
+    mask[1, :4] = 0
+    options = dict(gen_length=6, steps=4, block_length=6, attention_mask=mask, **options)
+    exact = wd1.predict_logits if not scale else guided(scale, 6)
+    found = [
+        generate(MODEL, padded, generator=seeded(0), policy=policy, **options)
+        for policy in (exact, renewed(kind, scale))
+    ]
+    for name in ("completion", "written_at", *(["guess"] if "guess" in vars(found[0]) else [])):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])
+@pytest.mark.parametrize("kind, window", [("dual", (5, 7)), ("prefix", (5, 9)), ("dual", (2, 4))])
+def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family, kind, window):
+    """Against plain attention, in which the columns outside the window keep the keys and values
+    that they had when the window held other tokens."""
+    directory, config, tensors = write_checkpoint(tmp_path / "model", family)
+    model, _ = wd1.load_model(directory)
+    before, after = torch.randint(0, 256, (2, 3, 9), generator=seeded(0))
+    columns = torch.arange(9)
+    after = after.where((columns >= window[0]) & (columns < window[1]), before)
+    real = torch.ones(3, 9)
+    real[1, :2] = real[2, :1] = 0
+    policy, memory, shift = CachedPolicy(kind), {}, int(model.config.logit_shift)
+    positions = torch.arange(window[0] + shift, window[1])
+    close = partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
+    with torch.no_grad():
+        want = plain_forward(config, tensors, before, real, memory)[:, positions - shift]
+        close(policy(model, before, real, positions), want)
+        for canvas in (after, after, before):  # the cache itself does not change
+            want = plain_forward(config, tensors, canvas, real, memory, window)
+            close(policy(model, canvas, real, positions), want[:, positions - shift])
+        other = canvas.roll(1, 0)  # other rows: all is computed again
+        want = plain_forward(config, tensors, other, real)[:, positions - shift]
+        close(policy(model, other, real, positions), want)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+def test_cached_guesses_are_those_of_the_columns_they_stand_at(kind):
+    """With a step a block every pass is a first one, and exact, right of the block as well."""
+    for rows, steps, least in ((9, 3, 1.0), (40, 6, 0.8)):  # later, stale keys change some
+        options = dict(gen_length=12, steps=steps, block_length=4)
+        exact, cached = (
+            generate_guesses(wd1.generate, MODEL, prompts(rows=rows), policy=policy, **options)
+            for policy in (wd1.predict_logits, CachedPolicy(kind))
+        )
+        assert (exact.guess == cached.guess).float().mean() >= least
+
+
+@pytest.mark.parametrize(
+    "ways", [dict(cache="prefix"), dict(cache="dual"), dict(cache="dual", threshold=0.4)], ids=str
+)
+def test_a_cache_never_leaks_between_prompts(ways):
+    prompt, generate = prompts(rows=60), sampler(MoreConfig(**ways))
+    options = dict(gen_length=16, steps=8, block_length=8)
+    together = generate(MODEL, prompt, **options).completion
+    for row in (2, 0, 1, 3, 0):
+        alone = generate(MODEL, prompt[row : row + 1], **options).completion
+        assert torch.equal(alone[0], together[row])
+    assert not torch.equal(together, wd1.generate(MODEL, prompt, **options).completion)
+
+
+@given(st.integers(1, 5), st.sampled_from([0.0, 1.0]), st.sampled_from(["none", "dual"]))
+def test_a_row_does_not_depend_on_its_padding(padding, temperature, cache):
+    generate = sampler(MoreConfig(cfg_scale=0.5, cache=cache, remasking="random"))
+    options = dict(gen_length=6, steps=3, block_length=3, temperature=temperature)
+    plain = generate(MODEL, prompts(), generator=seeded(0), **options)
+    mask = F.pad(torch.ones(2, 4), (padding, 0))
+    wide = F.pad(prompts(), (padding, 0))
+    shifted = generate(MODEL, wide, attention_mask=mask, generator=seeded(0), **options)
+    assert torch.equal(plain.completion, shifted.completion)
+
+
+def test_without_padding_a_cache_makes_no_attention_mask(monkeypatch):
+    masks, attention = [], F.scaled_dot_product_attention
+
+    def seen(*tensors, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return attention(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+    options = dict(gen_length=8, steps=4, block_length=4, policy=CachedPolicy("dual"))
+    wd1.generate(MODEL, prompts(), **options)
+    assert masks and all(mask is None for mask in masks)
+
+
+def test_an_unknown_cache_is_refused():
+    with pytest.raises(InputError, match="cache 'all': must be prefix or dual"):
+        CachedPolicy("all")
