@@ -30,7 +30,7 @@ SETTINGS = """--batch_size 128 --max_steps 24 --eval_every 3 --eval_size 150 --r
     --lr_scheduler constant_with_warmup --warmup_steps 3"""
 QUICK = "--max_steps 4 --eval_every 2 --eval_size 50 --batch_size 64"
 ONE_STEP = "--likelihood one_step --mc_samples 1"
-METHODS = {  # the first five are one picture, the first and the fifth to the tenth another
+METHODS = {  # the first five are one picture, the first and the fifth to the ninth another
     "wd1, one-step": ONE_STEP,
     "diffu-GRPO": f"{ONE_STEP} --objective diffu-grpo",
     "wd1-positive, one-step": f"{ONE_STEP} --objective wd1-positive",
@@ -113,20 +113,26 @@ def outcomes(runs):
     return pd.DataFrame(whole).join(early.rename_axis(["case", "seed"]))
 
 
+def against(found, better, worse):
+    """The `paired` test of two methods over the run, at equal samples and at equal seconds."""
+    return [paired(found.loc[better, column], found.loc[worse, column]) for column in OVER]
+
+
 def tables(results):
     """In Markdown: what every method reached, a table for each task, and the claims beside it."""
     parts, tests = [], []
     for task, (runs, rates) in results.items():
-        found = outcomes(runs)
+        found, seconds = outcomes(runs), runs[SECONDS].groupby(["case", "seed"]).last()
         reached = found.groupby("case", sort=False).agg(mean_error)
-        parts.append(table(reached.assign(rate=pd.Series(rates)).rename_axis(task)))
+        reached["p"] = [against(found, method, next(iter(rates)))[0][1] for method in rates]
+        reached["learning rate"] = rates.values()
+        reached["seconds"] = seconds.groupby("case").mean()
+        parts.append(table(reached.round(3).rename_axis(task)))
         for claim, pair in CLAIMS.items():
-            better, worse = pair.split(" against ")
-            if {better, worse} <= {*rates}:
-                tests.append([claim, pair, task])
-                for column in OVER:
-                    tests[-1] += paired(found.loc[better, column], found.loc[worse, column])
-    heads = ["claim", "compared", "task", "points", "p", "points, equal seconds", "p, equal s"]
+            methods = pair.split(" against ")
+            if {*methods} <= {*rates}:
+                tests.append([claim, pair, task, *itertools.chain(*against(found, *methods))])
+    heads = ["claim", "compared", "task", "points", "p", "points, equal seconds", "p, equal seconds"]
     claims = pd.DataFrame(tests, columns=heads)
     verdict = np.where(claims.points > 0, "agrees", "contradicts")
     claims["seen"] = np.where(holm(claims.p) < 0.05, verdict, "open")
@@ -140,7 +146,7 @@ def plot(results, methods, out):
     for axes, (task, name) in zip(places.flat, itertools.product(results, names)):
         runs = results[task][0]
         draw(axes, runs[runs.index.isin(methods, "case")], name, HELD_OUT)
-        axes.set(title=task)
+        axes.set(title=task, ylabel="accuracy")
     sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     save(sheet, out)
 
@@ -156,7 +162,7 @@ def main():
     results = {task: compare(root / task, task, **less) for task in ("sudoku", "countdown")}
     (root / "tables.md").write_text(tables(results))
     plot(results, order[:5], pictures / "compare.png")
-    plot(results, order[:1] + order[4:10], pictures / "estimates.png")
+    plot(results, order[:1] + order[4:9], pictures / "estimates.png")
     print(f"{tables(results)}\n\nThey are also in {root}/tables.md, the curves in {pictures}")
 
 

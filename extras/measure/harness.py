@@ -81,17 +81,21 @@ def spread(function, jobs):
     return dict(zip(tqdm(jobs), results))
 
 
+def place(root, case, seed):
+    """A run's directory. Its name begins as that of a model which has the tiny models' settings."""
+    return root / re.sub("[^a-z0-9+.]+", "-", f"tiny {case} seed {seed}".lower())
+
+
 def grid(root, cases, seeds=range(3), task="sudoku", **pretraining):
     """The metrics of a run for each case {name: words of the command} and each seed, which has a base
     model of its own: a frame indexed by case, seed and line."""
     pretrain = functools.partial(tiny_base, **pretraining)
     bases, jobs = spread(pretrain, {seed: (task, seed) for seed in seeds}), {}
     for (case, words), seed in itertools.product(cases.items(), seeds):
-        name = re.sub("[^a-z0-9+.]+", "-", f"{case} seed {seed}".lower())
         options = ["--task", task, "--seed", str(seed), "--model", bases[seed]]
         if (problems := Path(bases[seed]) / "problems.jsonl").exists():
             options += ["--data", str(problems)]
-        jobs[case, seed] = root / name, *options, *words.split()
+        jobs[case, seed] = place(root, case, seed), *options, *words.split()
     return pd.concat(spread(run, jobs), names=["case", "seed", "line"])
 
 
@@ -105,8 +109,8 @@ def race(functions, rounds):
 
 
 def paired(a, b):
-    """The mean of a - b, and the p value of a two-sided paired t test."""
-    return np.mean(a - b), stats.ttest_rel(a, b).pvalue
+    """The mean of a - b, in percent, and the p value of a two-sided paired t test."""
+    return 100 * np.mean(a - b), stats.ttest_rel(a, b).pvalue
 
 
 def holm(p_values):
@@ -134,4 +138,4 @@ def draw(axes, runs, x, y):
         at, mean, error = groups[x].median(), groups[y].mean(), groups[y].sem()
         axes.plot(at, mean, label=case)
         axes.fill_between(at, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x.replace("_", " ").replace("eval.", ""), title=y.replace("eval.", "held-out "))
