@@ -41,7 +41,6 @@ def train(config):
     look(config, config.model, "before")
     summary = wd1.train(config, watch=warn)
     look(config, f"{config.output_dir}/model", "after")
-    print(f"{'':8}{'accuracy':>10}{'reward':>10}")
     return summary
 
 

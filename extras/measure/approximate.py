@@ -1,6 +1,6 @@
-"""What approximate sampling costs and saves, on the demo: speed, agreement, accuracy after training.
+"""What approximate sampling costs and saves, on the demo: speed, agreement, accuracy after RL.
 
-    make approximate          # half an hour on two cores; finished runs in runs/approximate are kept
+    make approximate          # half an hour on two cores; finished runs are not repeated
 
 Every variant trains on its own samples, from the same bases; each trained model is then evaluated
 by exact sampling. Speed and agreement with exact sampling are those on a base and on the model that

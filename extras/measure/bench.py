@@ -4,9 +4,9 @@ and update.
     make bench                                            # 20 minutes on two cores
     python -m extras.measure.bench --rounds 5             # medians of more
 
-One run on one machine; what is compared takes turns, so that a busy machine slows all of it. Weights
-are random: time and memory do not depend on them. Memory is that of the tensors alive at a time,
-counted as they come and go. Writes assets/bench.json; the tables and the picture are made from it.
+One run on one machine; what is compared takes turns, so that a busy machine slows all of it.
+Weights are random: time and memory do not depend on them. Memory is that of the tensors alive at a
+time, counted as they come and go. Writes assets/bench.json; table and picture are made from it.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def plain_update(model, prompt, completion, gap):
     (gap * nats.sum(1)).sum().backward()
 
 
-# ----------------------------------------------------------------------------------------- measuring
+# --------------------------------------------------------------------------------------- measuring
 
 
 def sampling(model, rounds, batch=4, prompt_length=128, **shape):
@@ -135,17 +135,20 @@ def peaks(functions):
 
 def report(found):
     """Prints the table of what was found, a row each, and draws it."""
-    print(table(found.map("{:.3g}".format).assign(bar=found.index.map(BARS))))
-    sheet, places = figure(1, 2)
-    found.speed[::-1].plot.barh(ax=places.flat[0], title="speed")
+    shown = found.map("{:.3g}".format).assign(bar=found.index.map(BARS))
+    print(table(shown.replace("nan", "").fillna("")))
+    sheet, places = figure(1, 2, size=(7, 4))
+    left, right = places.flat
+    found.speed[::-1].plot.barh(ax=left, title="speed, as a multiple of the first of its kind")
+    left.bar_label(left.containers[0], fmt=" %.2f")
     memory = found.filter(like="MB").dropna().T
-    memory.plot(ax=places.flat[1], title="peak memory above the weights", style="o-")
+    memory.plot(ax=right, title="memory of an update above the weights", style="o-")
     save(sheet, OUT.with_suffix(".png"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     samplers = sampling(build(), rounds, gen_length=192, steps=96, block_length=32)
     found = pd.concat([samplers, race(updates(build()), rounds)])

@@ -1,10 +1,10 @@
 """Where wd1 fails at a high learning rate, on the demo; what that looks like, and what prevents it.
 
-    make collapse          # half an hour on two cores; finished runs in runs/collapse are not repeated
+    make collapse          # half an hour on two cores; finished runs are not repeated
 
 One would blame w-, which pushes log p of the worse completions down without a floor. So the runs at
-a rate that fails are repeated without it (wd1-positive), and with what else should soften it; only a
-smaller rate helps.
+a rate that fails are repeated without it (wd1-positive), and with what else should soften it; only
+a smaller rate helps.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def main():
     sheet, places = figure(1, len(SHOWN))
     for axes, name in zip(places.flat, SHOWN):
         draw(axes, runs.loc[[*RATES]], "step", name)
-    places.flat[2].set_yscale("log")
+    places.flat[1].set_yscale("log")
     axes.legend(title="learning rate")
     save(sheet, "assets/collapse.png")
 

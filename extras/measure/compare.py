@@ -1,14 +1,14 @@
-"""The paper's claims on the tiny models: wd1 against its baselines, its estimates against each other.
+"""The paper's claims on the tiny models: wd1 against baselines, its estimates against each other.
 
-    make compare            # finished runs in runs/compare are not repeated: stop it, and go on later
+    make compare            # finished runs in runs/compare are not repeated: stop it, go on later
     make compare-quick      # the same on less of everything: shows that it works, not who wins
 
 Every method starts from the same base models and problems and draws equally many samples. Its
 learning rate is found by one search, the same for all: from the middle of RATES to the better
 neighbour for as long as that is better, one run a rate, on seed 0's base and with draws of its own;
 better is more accurate on held-out problems, in the mean of all evaluations after the first. (For
-countdown these problems are among those that seed 0 is reported on.) Seconds are the processor's, of
-one thread, without the evaluations, which are the same for all; at equal seconds rates are those
+countdown these problems are among those that seed 0 is reported on.) Seconds are the processor's,
+of one thread, without the evaluations, which are the same for all; at equal seconds rates are those
 found for equal steps. A verdict needs p < 0.05 at equal samples in a paired t test, after Holm's
 correction for all claims and tasks.
 """
@@ -26,8 +26,8 @@ from extras.measure.harness import HELD_OUT, SECONDS, draw, grid, holm, mean_err
 from extras.watch.pictures import figure, save
 
 RATES = "3e-5", "1e-4", "3e-4", "1e-3", "3e-3"
-SETTINGS = """--batch_size 128 --max_steps 24 --eval_every 3 --eval_size 150 --rollout_batch_size 150
-    --lr_scheduler constant_with_warmup --warmup_steps 3"""
+SETTINGS = """--batch_size 128 --max_steps 24 --eval_every 3 --eval_size 150 --warmup_steps 3
+    --rollout_batch_size 150 --lr_scheduler constant_with_warmup"""
 QUICK = "--max_steps 4 --eval_every 2 --eval_size 50 --batch_size 64"
 ONE_STEP = "--likelihood one_step --mc_samples 1"
 METHODS = {  # the first five are one picture, the first and the fifth to the ninth another
@@ -132,7 +132,7 @@ def tables(results):
             methods = pair.split(" against ")
             if {*methods} <= {*rates}:
                 tests.append([claim, pair, task, *itertools.chain(*against(found, *methods))])
-    heads = ["claim", "compared", "task", "points", "p", "points, equal seconds", "p, equal seconds"]
+    heads = "claim", "compared", "task", "points", "p", "points, equal seconds", "p, equal seconds"
     claims = pd.DataFrame(tests, columns=heads)
     verdict = np.where(claims.points > 0, "agrees", "contradicts")
     claims["seen"] = np.where(holm(claims.p) < 0.05, verdict, "open")

@@ -56,7 +56,7 @@ def run(directory, *options):
     if made_with != asdict(config):
         shutil.rmtree(directory, ignore_errors=True)
         with mock.patch.object(wd1, "evaluate_model", stamped):
-            with contextlib.suppress(FloatingPointError):  # no finite gradient: it stays what it was
+            with contextlib.suppress(FloatingPointError):  # no finite gradient: it stays as it was
                 train.train(config)
         shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         finished.touch()
@@ -87,8 +87,8 @@ def place(root, case, seed):
 
 
 def grid(root, cases, seeds=range(3), task="sudoku", **pretraining):
-    """The metrics of a run for each case {name: words of the command} and each seed, which has a base
-    model of its own: a frame indexed by case, seed and line."""
+    """The metrics of a run for each case {name: words of the command} and each seed, which has a
+    base model of its own: a frame indexed by case, seed and line."""
     pretrain = functools.partial(tiny_base, **pretraining)
     bases, jobs = spread(pretrain, {seed: (task, seed) for seed in seeds}), {}
     for (case, words), seed in itertools.product(cases.items(), seeds):
@@ -114,7 +114,7 @@ def paired(a, b):
 
 
 def holm(p_values):
-    """The p values, adjusted so that a single false finding among all tests is as rare as p says."""
+    """The p values, adjusted so that a false finding among all tests is as rare as each p says."""
     steps = np.sort(p_values) * range(len(p_values), 0, -1)
     return np.maximum.accumulate(steps).clip(max=1)[np.argsort(p_values).argsort()]
 

@@ -1,4 +1,4 @@
-"""What each way of drawing masks does to the variance of the ELBO and of wd1's gradient, on the demo.
+"""What each way of drawing masks does to the variance of the ELBO and of wd1's gradient.
 
     make variance          # the table of extras/measure/measured.md, and assets/variance.png
 
@@ -28,7 +28,7 @@ ESTIMATES = {  # averaged until they have taken PASSES forward passes
 
 
 def variances(model, batch, config, draws=DRAWS):
-    """Over draws of masks: of log p(o|q), of wd1's loss, of its gradient, summed over all numbers."""
+    """Over draws of masks: of log p(o|q), of wd1's loss, of its gradient; sums over all numbers."""
     found, repeats = [], PASSES // config.mc_samples
     shape, prompt = batch.rewards.shape, batch.rollout.prompt
     weights = batch.w_plus.view(shape), batch.w_minus.view(shape)
@@ -52,13 +52,14 @@ def main():
     for name, words in ESTIMATES.items():
         torch.manual_seed(0)
         found[name] = variances(model, batch, settings("--model", base, *words.split()))
-    ratios = pd.DataFrame(found, ["log p(o|q)", "wd1's loss", "wd1's gradient"]).T
+    ratios = pd.DataFrame(found, ["log p", "wd1's loss", "wd1's gradient"]).T
     ratios /= ratios.iloc[0]
     print(table(ratios.map("{:.2f}".format).rename_axis("masks")))
-    sheet, places = figure(1, 3)
-    ratios[::-1].plot.barh(subplots=True, ax=places, logx=True, legend=False, sharey=True)
+    sheet, places = figure(1, 3, sharex=True, sharey=True)
+    ratios[::-1].plot.barh(subplots=True, ax=places, logx=True, legend=False)
     for axes in places.flat:
         axes.bar_label(axes.containers[0], fmt=" %.2f")
+        axes.xaxis.set_visible(False)
     save(sheet, "assets/variance.png")
 
 

@@ -50,7 +50,8 @@ class Watch:
 
     def audit(self, event, arguments):
         wrong = ("os.system", "os.exec", "os.remove", "socket", "open", "exec", "compile")
-        if self.on and event.startswith(wrong):
+        pipe = event == "open" and isinstance(arguments[0], int)  # to MATH's worker, begun again
+        if self.on and event.startswith(wrong) and not pipe:
             self.did.append(f"{event} {arguments[0]!r:.100}")
 
     def judge(self, name, text, example):

@@ -60,7 +60,8 @@ def advice(history):
     if len(steps) < 2 * WINDOW:
         return None
     names = "reward", "accuracy", "entropy", "degenerate_groups"
-    rewards, accuracy, entropy, equal = np.array([[step[name] for name in names] for step in steps]).T
+    table = np.array([[step[name] for name in names] for step in steps])
+    rewards, accuracy, entropy, equal = table.T
     windows = np.lib.stride_tricks.sliding_window_view(rewards, WINDOW)
     best, now = max(windows[:-WINDOW], key=np.mean), windows[-1]
     # The noise of a step, whatever the trend; or in these two windows, if there is more.
@@ -83,9 +84,9 @@ def advice(history):
     left = entropy[-WINDOW:].mean()
     if correct < 0.5 and left < 0.1 * entropy[:WINDOW].mean():
         return (
-            f"the entropy has collapsed to {left:.2g} nats a token while {correct:.0%} are correct: "
-            "the samples of a group hardly differ any more; start again with a higher --temperature "
-            "or --lam"
+            f"the entropy has collapsed to {left:.2g} nats a token while {correct:.0%} are "
+            "correct: the samples of a group hardly differ any more; start again with a higher "
+            "--temperature or --lam"
         )
     return None
 
