@@ -29,6 +29,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from datasets import Dataset, load_dataset
@@ -126,11 +127,12 @@ def read_rows(path: str) -> list[tuple[str, dict]]:
 def field(row: dict, *names: str) -> str:
     """The text of the first of the columns `names` that the row has; InputError without one."""
     for name in names:
-        if row.get(name) not in (None, ""):
-            value = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+        value = row.get(name)
+        if value not in (None, ""):
+            text = value if isinstance(value, str) else json.dumps(value)
             with refusing(f"column '{name}' is not text"):
-                value.encode()  # half a surrogate pair is valid JSON, and no text
-            return value
+                text.encode()  # half a surrogate pair is valid JSON, and no text
+            return text
     raise InputError(f"column '{names[0]}' is missing or empty")
 
 
@@ -202,22 +204,21 @@ class Task:
                 raise InputError(f"{where}: {error}") from None
         return examples
 
-    def train(self, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
-        """Training problems: the file `data` less what is held out, or the task's own."""
-        examples = self.load(data, "train", seed, blanks)
-        if test_data:
+    def part(self, split, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
+        """The problems to "train" or to "test" on: those of the file `data` or `test_data`; without
+        `test_data` what `is_test` says of `data`; without both the task's own."""
+        path = test_data if test_data and split == "test" else data
+        examples = self.load(path, split, seed, blanks)
+        if test_data and split == "train":
             seen = {self.key(example) for example in self.load(test_data, "test", seed, blanks)}
             examples = [example for example in examples if self.key(example) not in seen]
-        elif data:
-            examples = [example for example in examples if not self.is_test(example)]
-        return self.dataset(examples, "train on")
+        elif data and not test_data:
+            tested = split == "test"
+            examples = [example for example in examples if self.is_test(example) == tested]
+        return self.dataset(examples, f"{split} on")
 
-    def test(self, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
-        """Held-out problems: the file `test_data`, what `train` leaves of `data`, or its own."""
-        examples = self.load(test_data or data, "test", seed, blanks)
-        if data and not test_data:
-            examples = [example for example in examples if self.is_test(example)]
-        return self.dataset(examples, "test on")
+    train = functools.partialmethod(part, "train")
+    test = functools.partialmethod(part, "test")
 
     def dataset(self, examples: list[dict], purpose: str) -> Dataset:
         if not examples:
@@ -311,17 +312,14 @@ class Sudoku(Task):
         return min(grid, "".join(grid[column::4] for column in range(4)))
 
     def grid(self, completion: str) -> str:
-        """The digits of the answer, padded with 0 or cut to 16; "" without an answer."""
-        answer = extract_answer(completion)
-        return "" if answer is None else re.sub("[^0-9]", "", answer)[:16].ljust(16, "0")
+        """The digits of the answer, padded with 0 or cut to 16."""
+        digits = re.sub("[^0-9]", "", extract_answer(completion) or "")
+        return digits[:16].ljust(16, "0")
 
     def reward(self, completion, example):
         """The fraction of blanks that match the solution; 0 without an answer."""
-        grid = self.grid(completion)
-        if not grid:
-            return 0.0
-        blanks = [i for i, clue in enumerate(example["puzzle"]) if clue == "0"]
-        return sum(grid[i] == example["solution"][i] for i in blanks) / len(blanks)
+        cells = zip(example["puzzle"], self.grid(completion), example["solution"])
+        return fmean(digit == right for clue, digit, right in cells if clue == "0")
 
     def correct(self, completion, example):
         """The grid is solved and keeps the clues (some public puzzles have several solutions)."""
@@ -416,12 +414,9 @@ class Countdown(Task):
         return 0.0 if extract_answer(completion) is None else 0.1
 
     def correct(self, completion, example):
-        result = evaluate_expression(extract_answer(completion) or "")
-        if result is None:
-            return False
-        value, numbers = result
-        near = abs(value - example["target"]) < Fraction(1, 100_000)
-        return near and sorted(numbers) == sorted(example["nums"])
+        value, numbers = evaluate_expression(extract_answer(completion) or "") or (0, [])
+        same_numbers = sorted(numbers) == sorted(example["nums"])
+        return same_numbers and abs(value - example["target"]) < 1e-5
 
 
 # ---------------------------------------------------------------------------------------- gsm8k
@@ -653,9 +648,10 @@ TASKS: dict[str, Task] = {
 
 def problems_of(step, count, size, seed):
     """Indices of the `count` problems of a step: epoch after epoch, each in an order of its own."""
-    places = [divmod(position, size) for position in range(step * count, (step + 1) * count)]
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(size) for epoch, _ in places}
-    return [int(orders[epoch][place]) for epoch, place in places]
+    first = step * count
+    epochs = range(first // size, (first + count - 1) // size + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
+    return np.concatenate(orders)[first % size :][:count].tolist()
 
 
 def character_tokenizer(config):
@@ -663,14 +659,12 @@ def character_tokenizer(config):
 
     130,000 parameters do not read English; with a token for each instruction they get the very
     prompts that LLaDA gets. config: has vocab_size, eos_token_id and mask_token_id."""
-    if not all(type(number) is int for number in (config.eos_token_id, config.mask_token_id)):
+    special = {"<|eos|>": config.eos_token_id, "<|mask|>": config.mask_token_id}
+    if not all(type(number) is int for number in special.values()):
         raise InputError("a config.json without a tokenizer needs mask_token_id and eos_token_id")
-    tags = "<reasoning> </reasoning> <answer> </answer>".split()
-    words = tags + [task.instruction for task in TASKS.values()]
-    special = {config.eos_token_id: "<|eos|>", config.mask_token_id: "<|mask|>"}
-    free = [number for number in range(config.vocab_size) if number not in special]
-    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free))
-    vocab |= {name: number for number, name in special.items()}
+    words = [*TAGS, *(task.instruction for task in TASKS.values())]
+    free = [number for number in range(config.vocab_size) if number not in special.values()]
+    vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | special
     core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()

@@ -14,11 +14,11 @@ problems.jsonl, which the demo takes if it is not given other --data.
 """
 
 import argparse
+import contextlib
 import hashlib
 import inspect
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,14 +32,14 @@ from rewards import TASKS, InputError
 
 
 def sudokus(rng, blanks, size):
-    """`size` triples (problem, its answer as asked, the answer in another form): here by columns."""
+    """`size` triples (problem, its answer as asked, the answer in another form, by columns)."""
     for example in TASKS["sudoku"].puzzles("train", rng, blanks, size):
         grid = example["solution"]
         yield example, grid, "".join(grid[column::4] for column in range(4))
 
 
 def sums(rng, blanks, size, split="train"):
-    """The same for countdown: numbers up to 9, which + and - carry to the target; or an equation."""
+    """The same for countdown: numbers up to 9 that + and - carry to the target; or an equation."""
     while size:
         numbers, signs = rng.integers(1, 10, 3), rng.choice([1, -1], 3)
         example = {"nums": numbers.tolist(), "target": int(numbers @ signs)}
@@ -77,11 +77,10 @@ def pretrain(task, seed, blanks, steps):
     ]
     schedulers = [transformers.get_scheduler("cosine", part, 30, steps) for part in optimizers]
     bar = tqdm(range(steps), f"pretraining the tiny {task} base")
-    for step in bar:
+    for _ in bar:
         prompts, answers = zip(*corpus(task, rng, blanks, 128))
         prompt = wd1.encode(tokenizer, prompts)
-        options = dict(padding=True, padding_side="right", return_tensors="pt")
-        completion = tokenizer(list(answers), **options).input_ids
+        completion = wd1.encode(tokenizer, answers).input_ids  # all of one length
         mask = None if prompt.attention_mask.all() else prompt.attention_mask
         bound = wd1.elbo(model, prompt.input_ids, completion, attention_mask=mask)
         loss = -bound.mean() / completion.shape[1]
@@ -90,13 +89,12 @@ def pretrain(task, seed, blanks, steps):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in optimizers + schedulers:
             part.step()
-        if step % 10 == 0:
-            bar.set_postfix(nats_per_token=f"{loss.item():.3f}")
+        bar.set_postfix(nats_per_token=loss.item(), refresh=False)
     return model, tokenizer
 
 
 def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600):
-    """The directory of a base model, made now if it is not in ~/.cache/wd1 (or $XDG_CACHE_HOME/wd1).
+    """The directory of a base model, made now if it is not in ~/.cache/wd1 ($XDG_CACHE_HOME/wd1).
 
     Its name has a hash of everything that the model is made from. Raises InputError for a task that
     has no base."""
@@ -113,20 +111,19 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600):
     directory = cache / f"tiny-{task}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     if directory.exists():
         return str(directory)
-    model, tokenizer = pretrain(task, seed, blanks, steps)
+    trained = pretrain(task, seed, blanks, steps)
     cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=cache))
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    if task == "countdown":
-        rng, sizes = np.random.default_rng([seed, blanks]), {"train": 4000, "test": 500}
-        triples = [triple for split, size in sizes.items() for triple in sums(rng, 0, size, split)]
-        lines = [json.dumps(example) + "\n" for example, *_ in triples]
-        (unfinished / "problems.jsonl").write_text("".join(lines))
-    try:
-        unfinished.rename(directory)
-    except OSError:  # another run was faster
-        shutil.rmtree(unfinished)
+    with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+        for part in trained:
+            part.save_pretrained(unfinished)
+        if task == "countdown":
+            rng = np.random.default_rng([seed, blanks])
+            with Path(unfinished, "problems.jsonl").open("w") as file:
+                for split, size in dict(train=4000, test=500).items():
+                    for example, *_ in sums(rng, 0, size, split):
+                        file.write(json.dumps(example) + "\n")
+        with contextlib.suppress(OSError):  # another run was faster
+            os.rename(unfinished, directory)
     return str(directory)
 
 

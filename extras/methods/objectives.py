@@ -71,12 +71,13 @@ def generate_guesses(
         further = logits[:, proposal.shape[1] :]  # right of the block
         further[..., model.config.mask_token_id] = -torch.inf
         further_proposal, further_confidence = wd1.propose(further, temperature, generator)
-        left = canvas.shape[1] - logits.shape[1]
-        guess = F.pad(torch.cat([proposal, further_proposal], 1), (left, 0))
-        sure = F.pad(torch.cat([confidence, further_confidence], 1), (left, 0))
-        masked = canvas == model.config.mask_token_id
-        guesses[rows, step] = guess.where(masked, canvas)[:, prompt.shape[1] :]
-        sureness[rows, step] = (sure * masked)[:, prompt.shape[1] :]
+        first = gen_length - logits.shape[1]  # of the current block; all is written left of it
+        shown = canvas[:, -logits.shape[1] :]
+        masked = shown == model.config.mask_token_id
+        guess = torch.cat([proposal, further_proposal], 1)
+        guesses[rows, step] = canvas[:, prompt.shape[1] :]
+        guesses[rows, step, first:] = guess.where(masked, shown)
+        sureness[rows, step, first:] = torch.cat([confidence, further_confidence], 1) * masked
 
     options |= dict(gen_length=gen_length, steps=steps, temperature=temperature)
     options |= dict(generator=generator, policy=predict_onward, watch=record)
@@ -162,9 +163,7 @@ def draw_ratios(model, config, batch):
 
     Its weights make the token mean of each group, and then the mean over the N groups."""
     rollout, (N, G) = batch.rollout, batch.rewards.shape
-    options = dict(prompt_mask_prob=config.prompt_mask_prob)
-    if config.shared_masks:
-        options["uniform"] = shared_noise(N * G, G, rollout.prompt.device)
+    options = dict(prompt_mask_prob=config.prompt_mask_prob, uniform=shared_noise(config, rollout))
     [view] = wd1.one_step_views(model.config, rollout.prompt, rollout.completion, **options)
     tokens = view.weight.view(N, -1).sum(1).repeat_interleave(G)  # [B]: of each row's group
     matters = (wd1.advantages(batch.rewards).flatten() != 0) | (config.beta > 0)

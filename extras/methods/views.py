@@ -49,14 +49,17 @@ def complementary(views):
     return pairs
 
 
-def shared_noise(rows, group_size, device):
-    """A `uniform` for wd1's views, from columns to noise [rows, columns], the same in each group.
+def shared_noise(config, rollout):
+    """A `uniform` for wd1's views, from columns to noise [B, columns]: with --shared_masks the same
+    in each group, else of each row's own.
 
     wd1's weights sum to zero over a group; yet little noise cancels, and the gradient gets noisier
     (extras/measure/measured.md)."""
+    group_size = config.num_generations if config.shared_masks else 1
+    groups = len(rollout.prompt) // group_size
 
     def uniform(columns):
-        noise = torch.rand(rows // group_size, columns, device=device)
+        noise = torch.rand(groups, columns, device=rollout.prompt.device)
         return noise.repeat_interleave(group_size, 0)
 
     return uniform
@@ -64,11 +67,9 @@ def shared_noise(rows, group_size, device):
 
 def draw_views(config, model_config, batch):
     """wd1.draw_views with more to choose from: trajectory, complementary and shared masks."""
-    rollout, options = batch.rollout, dict(mc_samples=config.mc_samples)
+    rollout = batch.rollout
     pair = rollout.prompt, rollout.completion
-    if config.shared_masks:
-        group_size = config.num_generations
-        options["uniform"] = shared_noise(len(rollout.prompt), group_size, rollout.prompt.device)
+    options = dict(mc_samples=config.mc_samples, uniform=shared_noise(config, rollout))
     if config.likelihood == "trajectory":
         written = rollout.written_at[rollout.written_at < config.diffusion_steps]
         taken = int(written.max()) + 1

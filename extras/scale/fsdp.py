@@ -10,8 +10,7 @@ or writes weights meets DTensors, shares that know of the whole; and all process
 model equally often, since none can compute a layer without the others.
 """
 
-import contextlib
-import functools
+from functools import partial
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -34,9 +33,9 @@ def sharded(config, generate=wd1.generate, learn=wd1.learn):
     if config.load_in_4bit or (config.lora_rank and not config.eval_only):
         raise InputError("--shard is for training all weights: --lora_rank 0, and none in 4 bits")
     return dict(
-        load=functools.partial(load, config),
-        generate=functools.partial(generate_in_step, generate),
-        learn=functools.partial(learn, clip=clip_shares),
+        load=partial(load, config),
+        generate=partial(generate_in_step, generate),
+        learn=partial(learn, clip=clip_shares),
         directory=ShardedRun,
     )
 
@@ -87,24 +86,20 @@ class ShardedRun(wd1.RunDirectory):
 
     def write_tensors(self, directory, tensors):
         writer = HuggingFaceStorageWriter(directory, save_distributed=True)
-        with plain_errors():
-            dcp.save(tensors, storage_writer=writer, no_dist=wd1.WORLD == 1)
+        transfer(dcp.save, tensors, storage_writer=writer)
 
     def read_tensors(self, directory, tensors):
-        reader = HuggingFaceStorageReader(directory)
-        with plain_errors():
-            dcp.load(tensors, storage_reader=reader, no_dist=wd1.WORLD == 1)
+        transfer(dcp.load, tensors, storage_reader=HuggingFaceStorageReader(directory))
 
     def model_weights(self, model):
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return dict(state_dict=get_model_state_dict(model, options=whole))
 
 
-@contextlib.contextmanager
-def plain_errors():
-    """Raises an OSError for what torch.distributed.checkpoint raises, which is no Exception."""
+def transfer(function, tensors, **storage):
+    """dcp.save or dcp.load, with an OSError for what they raise, which is no Exception."""
     try:
-        yield
+        function(tensors, **storage, no_dist=wd1.WORLD == 1)
     except dcp.api.CheckpointException as error:
         [(cause, _), *_] = error.failures.values()
         raise OSError(str(cause)) from None

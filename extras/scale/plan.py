@@ -62,13 +62,12 @@ class CountMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if new := storages(out) - storages((args, kwargs)):
-            self.alive |= new
-            self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
+        self.alive |= storages(out) - storages(args, kwargs)
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
         return out
 
 
-def storages(tree):
+def storages(*tree):
     leaves = tree_leaves(tree)
     return {leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)}
 
@@ -80,34 +79,28 @@ def without_data(config):
     if config.lora_rank:
         model = wd1.add_adapters(model, config.lora_rank, config.model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     with WITHOUT_DATA:
         model.to_empty(device="cpu")
     model.tie_weights()
     return model
 
 
-def update(model, config):
+def update(model, canvas, config):
     """What wd1.learn does, as far as memory goes: two passes, the second with all that stays."""
-    rows, columns = config.micro_batch_size, config.prompt_length + config.gen_length
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, foreach=True)  # as on a GPU
+    completion = torch.arange(config.prompt_length, canvas.shape[1])
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)  # as on a GPU
     model.train()
     for _ in range(2):
-        canvas = torch.zeros(rows, columns, dtype=torch.long)
-        scored = torch.arange(config.prompt_length, columns)
-        states = wd1.hidden_states(model, canvas, None, scored).flatten(0, 1)
-        target = torch.zeros(len(states), dtype=torch.long)
+        states = wd1.hidden_states(model, canvas, None, completion).flatten(0, 1)
+        target = canvas[:, completion].flatten()
         wd1.chunked_log_probs(model.get_output_embeddings(), states, target).sum().backward()
-        del states
         optimizer.step()
 
 
 @torch.no_grad()
-def denoise(model, config):
-    """A denoising step of `rollout_batch_size` rows."""
-    columns = config.prompt_length + config.gen_length
-    canvas = torch.zeros(config.rollout_batch_size, columns, dtype=torch.long)
+def denoise(model, canvas, config):
+    """A step of wd1.generate."""
     block = torch.arange(config.block_length) + config.prompt_length
     wd1.propose(wd1.predict_logits(model.eval(), canvas, None, block), config.temperature, None)
 
@@ -115,17 +108,16 @@ def denoise(model, config):
 def memory(config):
     """What a run holds on its GPU, part by part, in GB of 10^9 bytes: a dict."""
     model = without_data(config)
-    sizes = {weight: weight.numel() * weight.element_size() for weight in model.parameters()}
+    weights = sum(weight.nbytes for weight in model.parameters())
     for module in model.get_decoder().modules() if config.load_in_4bit else ():
         if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
-            sizes[module.weight] = module.weight.numel() * NF4
-    copies = 1 + (config.beta > 0 and not config.lora_rank)  # the reference is a second model
-    weights = copies * sum(sizes.values())
-    moments = 2 * sum(size for weight, size in sizes.items() if weight.requires_grad)
-    peaks = []
-    for function in update, denoise:
+            weights += module.weight.numel() * NF4 - module.weight.nbytes
+    weights *= 1 + (config.beta > 0 and not config.lora_rank)  # the reference is a second model
+    moments = 2 * sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    columns, peaks = config.prompt_length + config.gen_length, []
+    for function, rows in (update, config.micro_batch_size), (denoise, config.rollout_batch_size):
         with WITHOUT_DATA, CountMemory() as counted, wd1.autocast(config):
-            function(model, config)
+            function(model, torch.zeros(rows, columns, dtype=torch.long), config)
         peaks.append(counted.peak)
     found = dict(weights=weights, adam=moments, update=peaks[0] - moments, sampling=peaks[1])
     found["in_all"] = weights + max(peaks[0], moments + peaks[1])
@@ -139,10 +131,11 @@ def work(config):
     backward pass takes as long as two forward passes; gradient checkpointing adds a third.
     """
     steps, rows = config.max_steps, config.rollout_batch_size
-    policies, learning = 1 + (config.beta > 0), 3 + config.gradient_checkpointing
-    sampling = config.diffusion_steps * policies * math.ceil(config.batch_size / rows)
-    updates = math.ceil(config.batch_size / config.micro_batch_size) * config.mc_samples
-    updates *= config.num_iterations
+    sampling = config.diffusion_steps * math.ceil(config.batch_size / rows)
+    sampling *= 1 + (config.beta > 0)  # the reference has its say
+    updates = math.ceil(config.batch_size / config.micro_batch_size)
+    updates *= config.mc_samples * config.num_iterations
+    learning = 3 + config.gradient_checkpointing
     evaluation = sum((length + 1) // 2 for length in config.eval_lengths)
     evaluation *= math.ceil(config.eval_size / rows)
     evaluations = 1 + math.ceil(steps / (config.eval_every or steps))
@@ -168,7 +161,7 @@ def write_config(directory, **changes):
 
 def main(argv=None):
     parse = lambda words: wd1.parse_arguments(words, PlanConfig)
-    if argv := sys.argv[1:] if argv is None else argv:
+    if argv := argv or sys.argv[1:]:
         config = parse(argv)
         print(json.dumps(memory(config) | work(config), indent=2))
         return

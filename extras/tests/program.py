@@ -14,10 +14,10 @@ import wd1
 torch.set_num_threads(1)  # the models are tiny: more threads only get in each other's way
 HERE = Path(wd1.__file__).parent
 FAST = dict(
-    model=HERE / "tiny_config.json", task="sudoku", device="cpu", dtype="float32", gen_length=8,
-    block_length=4, diffusion_steps=4, batch_size=4, num_generations=2, micro_batch_size=4,
-    num_iterations=2, max_steps=2, eval_lengths=8, eval_size=3, rollout_batch_size=4, lora_rank=0,
-    warmup_steps=0, learning_rate=1e-3,
+    model=HERE / "tiny_config.json", device="cpu", dtype="float32", gen_length=8, block_length=4,
+    diffusion_steps=4, batch_size=4, num_generations=2, micro_batch_size=4, num_iterations=2,
+    max_steps=2, eval_lengths=8, eval_size=3, rollout_batch_size=4, lora_rank=0, warmup_steps=0,
+    learning_rate=1e-3,
 )  # fmt: skip
 
 
@@ -59,6 +59,12 @@ def even_characters(task, completion, example):
     return sum(ord(character) % 2 == 0 for character in completion) / (len(completion) + 1)
 
 
-def metrics(directory):
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+def metrics(directory, name="metrics.jsonl"):
+    """The lines of one of a run's logs."""
+    return [json.loads(line) for line in (directory / name).read_text().splitlines()]
+
+
+def contents(directory, pattern="**/*"):
+    """The bytes of its files."""
+    files = sorted(file for file in directory.glob(pattern) if file.is_file())
+    return [file.read_bytes() for file in files]

@@ -1,5 +1,6 @@
 """Checkpoints from strangers: what is in them is never executed, and gets a sentence if refused."""
 
+import functools
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import wd1
 from extras.tests.program import HERE, run
 from rewards import InputError
-from test_wd1 import write_checkpoint
+from test_wd1 import TEMPLATE, write_checkpoint
 
 # A file of a checkpoint, what a stranger wrote into it, and words of the sentence that refuses it;
 # without words it loads as if that were not there. ITSELF is the directory.
@@ -90,6 +91,21 @@ adapter_config.json {"base_model_name_or_path": "ITSELF"} -> recursion
 """
 
 
+def write(changes, file):
+    """Changes settings in a JSON file."""
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    changes = json.loads(changes.replace("ITSELF", str(file.parent)))
+    file.write_text(json.dumps(settings | changes))
+
+
+def written():
+    """The lines of WRITTEN as cases: the name of a file, a function that harms it, and words."""
+    for line in WRITTEN.strip().splitlines():
+        what, words = line.split(" ->")
+        name, changes = what.split(" ", 1)
+        yield pytest.param(name, functools.partial(write, changes), words.strip(), id=line)
+
+
 class Payload:
     """What a pickle runs when it is opened."""
 
@@ -97,22 +113,25 @@ class Payload:
         return open, ("EXECUTED", "w")
 
 
-def pickled(*names, without="nothing"):
-    def harm(directory):
-        (directory / "evil.py").write_text("open('EXECUTED', 'w')")
-        for name in names:
-            (directory / name).write_bytes(pickle.dumps(Payload()))
-        for file in directory.glob(without):
-            file.unlink()
+def pickles_beside(file):
+    for name in ("pytorch_model.bin", "adapter_model.bin", ".metadata"):
+        file.with_name(name).write_bytes(pickle.dumps(Payload()))
 
-    return harm
+
+def pickles_instead(file):
+    pickles_beside(file)
+    file.unlink()
+
+
+def a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
 
 
 def weight(change, name=None):
-    """Changes the first weight of the first file, or its name."""
+    """Changes the first weight of a file, or its name."""
 
-    def harm(directory):
-        file = min(directory.glob("*.safetensors"))
+    def harm(file):
         tensors = load_file(file)
         first = min(tensors)
         tensors[name or first] = change(tensors.pop(first))
@@ -121,39 +140,29 @@ def weight(change, name=None):
     return harm
 
 
-def lora(directory):
-    """Puts adapters on the checkpoint beside it: the directory is then theirs."""
-    base = directory.rename(directory.with_name("base"))
-    wd1.add_adapters(wd1.load_model(base)[0], 2, base).save_pretrained(directory)
-
-
-DONE = {  # the same of what is done to files
-    "no config": (lambda d: (d / "config.json").unlink(), "model_type"),
-    "half a config": (lambda d: (d / "config.json").write_text("[1"), "cannot be loaded"),
-    "a pipe": (
-        lambda d: (d / "config.json").unlink() or os.mkfifo(d / "config.json"), "config.json"
-    ),
-    "a link out": (lambda d: (d / "chat_template.jinja").symlink_to("/etc/passwd"), "no file of"),
-    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "cannot be loaded"),
-    "no weights": (pickled(without="*.safetensors"), "cannot be loaded"),
-    "pickled weights": (pickled("pytorch_model.bin", without="model*"), "cannot be loaded"),
-    "pickles besides": (pickled("pytorch_model.bin", "adapter_model.bin", ".metadata"), ""),
-    "a stray shard": (lambda d: (d / "shard-00001-model-00001-of-00001.safetensors").touch(), ""),
-    "cut": (lambda d: os.truncate(min(d.glob("*.safetensors")), 300), "cannot be loaded"),
-    "twice": (lambda d: shutil.copy(*d.glob("*.safetensors")), "twice"),
-    "NaN": (weight(lambda t: t * torch.nan), "not finite"),
-    "infinity": (weight(lambda t: t / 0), "not finite"),
-    "whole numbers": (weight(lambda t: t.to(torch.int8)), "not float"),
-    "eight bits": (weight(lambda t: t.to(torch.float8_e4m3fn)), "cannot be loaded"),
-    "renamed": (weight(torch.clone, "stray"), "cannot be loaded"),
-    "what writes on a terminal": (weight(torch.clone, "\x1b[31m\nx"), "cannot be loaded"),
-    "adapters of another": (
-        lambda d: (lora(d), weight(torch.clone, "base_model.q.lora_A.weight")(d)), "another shape"
-    ),
-    "pickled adapters": (
-        lambda d: (lora(d), pickled("adapter_model.bin", without="adapter_model.s*")(d)), "adapters"
-    ),
-}  # fmt: skip
+SHARD, OTHER = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+ADAPTERS = "adapter_model.safetensors"
+DONE = [  # the same of what is done to files
+    ("config.json", Path.unlink, "model_type"),
+    ("config.json", lambda file: file.write_text("[1"), "cannot be loaded"),
+    ("config.json", a_pipe, "config.json"),
+    ("chat_template.jinja", lambda file: file.symlink_to("/etc/passwd"), "no file of"),
+    ("tokenizer.json", Path.unlink, "cannot be loaded"),
+    ("*.safetensors", Path.unlink, "cannot be loaded"),
+    ("model*", pickles_instead, "cannot be loaded"),
+    ("config.json", pickles_beside, ""),
+    (ADAPTERS, pickles_instead, "adapters"),
+    (ADAPTERS, weight(torch.clone, "base_model.q.lora_A.weight"), "another shape"),
+    ("shard-00001-model-00001-of-00001.safetensors", Path.touch, ""),
+    (SHARD, lambda file: os.truncate(file, 300), "cannot be loaded"),
+    (SHARD, lambda file: shutil.copy(file, file.with_name(OTHER)), "twice"),
+    (SHARD, weight(lambda tensor: tensor * torch.nan), "not finite"),
+    (SHARD, weight(lambda tensor: tensor / 0), "not finite"),
+    (SHARD, weight(lambda tensor: tensor.to(torch.int8)), "not float"),
+    (SHARD, weight(lambda tensor: tensor.to(torch.float8_e4m3fn)), "cannot be loaded"),
+    (SHARD, weight(torch.clone, "stray"), "cannot be loaded"),
+    (SHARD, weight(torch.clone, "\x1b[31m\nx"), "cannot be loaded"),  # writes on a terminal
+]
 
 SEEN = []  # of what Python does: (event, its first argument)
 READ = {".json", ".txt", ".jinja"}  # and safetensors, which are not opened by Python
@@ -179,18 +188,6 @@ def trespasses(directory):
             yield event, what
 
 
-def write(directory, name, changes):
-    """Changes settings in a JSON file of a checkpoint; returns what to load."""
-    if name == "adapter_config.json":
-        lora(directory)
-    if name == "tiny_config.json":
-        shutil.copy(HERE / name, directory)
-    file = directory / name
-    settings = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(settings | json.loads(changes.replace("ITSELF", str(directory)))))
-    return file if name == "tiny_config.json" else directory
-
-
 def logits(source):
     """What a model predicts after a prompt, as its tokenizer and chat template lay it out."""
     model, tokenizer = wd1.load_model(source)
@@ -201,6 +198,7 @@ def logits(source):
 def pristine(tmp_path_factory):
     """A checkpoint that nobody has touched, and its logits."""
     directory, *_ = write_checkpoint(tmp_path_factory.mktemp("pristine") / "model", "llada")
+    (directory / "evil.py").write_text("open('EXECUTED', 'w')")
     return directory, logits(directory)
 
 
@@ -214,15 +212,16 @@ def place(tmp_path, monkeypatch, pristine):
     signal.alarm(0)
 
 
-@pytest.mark.parametrize("case", [*WRITTEN.strip().splitlines(), *DONE])
-def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, case):
-    if case in DONE:
-        harm, words = DONE[case]
-        harm(place)
-        source = place
-    else:
-        what, words = case.split(" ->")
-        source, words = write(place, *what.split(" ", 1)), words.strip()
+@pytest.mark.parametrize("name, harm, words", [*written(), *DONE])
+def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, name, harm, words):
+    source = place
+    if name == "tiny_config.json":
+        source = Path(shutil.copy(HERE / name, place))
+    if name.startswith("adapter"):  # the checkpoint is then what they adapt
+        base = place.rename(place.with_name("base"))
+        wd1.add_adapters(wd1.load_model(base)[0], 2, base).save_pretrained(place)
+    for file in list(place.glob(name)) or [place / name]:
+        harm(file)
     SEEN.clear()
     if words:
         with pytest.raises(InputError, match=words) as raised:
@@ -233,39 +232,38 @@ def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, case):
     assert not list(trespasses(place)) and not list(place.parent.rglob("EXECUTED"))
 
 
-def test_what_checkpoints_of_other_programs_look_like_still_loads(place, pristine):
-    """Special tokens in special_tokens_map.json alone, links into the hub's cache, an index that is
-    left over, and Dream's tokens in added_tokens.json."""
-    settings = json.loads((place / "tokenizer_config.json").read_text())
-    special = {name: settings.pop(name) for name in ("mask_token", "eos_token", "pad_token")}
-    (place / "special_tokens_map.json").write_text(json.dumps(special))
-    del settings["added_tokens_decoder"]
-    (place / "tokenizer_config.json").write_text(json.dumps(settings))
-    write(place, "config.json", '{"mask_token_id": null, "eos_token_id": null}')
-    snapshot = place.with_name("snapshot")
-    blobs = place.rename(place.with_name("models--a--b")) / "blobs"
-    for folder in (snapshot, blobs):
-        folder.mkdir()
-    for file in blobs.parent.glob("*.*"):
-        (snapshot / file.name).symlink_to(file.rename(blobs / f"{file.name}-blob"))
-    assert torch.equal(logits(snapshot), pristine[1])
+def test_special_tokens_in_a_file_of_their_own_and_links_into_a_hubs_cache_load(place, pristine):
+    ids = '{"mask_token": "<|mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}'
+    write(ids, place / "special_tokens_map.json")
+    (place / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    write('{"mask_token_id": null, "eos_token_id": null}', place / "config.json")
+    blobs = place.rename(place.with_name("blobs"))
+    place.mkdir()
+    for file in list(blobs.iterdir()):
+        (place / file.name).symlink_to(file.rename(f"{file}-blob"))
+    assert torch.equal(logits(place), pristine[1])
 
+
+def test_an_index_that_is_left_over_is_no_matter(place, pristine):
     whole, *_ = write_checkpoint(place.with_name("whole"), "llada", shards=1)
-    write(whole, "model.safetensors.index.json", '{"weight_map": {"x": "model-00001.safetensors"}}')
+    index = '{"weight_map": {"x": "model-00001.safetensors"}}'
+    write(index, whole / "model.safetensors.index.json")
     assert torch.equal(logits(whole), pristine[1])
 
+
+def test_dreams_tokens_may_be_in_added_tokens(place):
     dream, *_ = write_checkpoint(place.with_name("dream"), "Dream")
-    want, settings = logits(dream), json.loads((dream / "tokenizer_config.json").read_text())
-    added = settings.pop("added_tokens_decoder").items()
-    added = {token["content"]: int(number) for number, token in added}
-    (dream / "added_tokens.json").write_text(json.dumps(added))
-    (dream / "tokenizer_config.json").write_text(json.dumps(settings))
-    write(dream, "config.json", '{"mask_token_id": null}')
+    want = logits(dream)
+    added = '{"<|endoftext|>": 260, "<|mask|>": 261, "<|start|>": 262, "<|end|>": 263}'
+    write(added, dream / "added_tokens.json")
+    write('{"added_tokens_decoder": {}}', dream / "tokenizer_config.json")
+    write('{"mask_token_id": null}', dream / "config.json")
     assert torch.equal(logits(dream), want)
 
 
 def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(tmp_path, capsys):
-    file = write(tmp_path, "tiny_config.json", '{"vocab_size": 20, "embedding_size": 20}')
+    file = Path(shutil.copy(HERE / "tiny_config.json", tmp_path))
+    write('{"vocab_size": 20, "embedding_size": 20}', file)
     code, directory = run(tmp_path, model=file)
     assert code == 2 and "tokens beyond" in capsys.readouterr().err
     assert not directory.exists()

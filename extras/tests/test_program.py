@@ -2,12 +2,10 @@
 
 import json
 import os
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import peft
 import pytest
@@ -20,84 +18,79 @@ from extras.tests.program import (
     HERE,
     arguments,
     call,
+    contents,
     even_characters,
-    few_problems,
     metrics,
     run,
-)
-from rewards import TASKS
+)  # fmt: skip
 from test_wd1 import write_checkpoint
 
-PROBLEMS = {  # a file of some, in the public formats
-    "countdown": '{"input": "30,100,93", "output": "23"}\n{"nums": [44, 19, 35], "target": 28}\n',
-    "gsm8k": '{"question": "2 + 2?", "answer": "Two and two. #### 4"}\n',
-    "math": '{"problem": "2 / 4?", "solution": "It is $\\\\boxed{\\\\frac{1}{2}}$."}\n',
+PROBLEMS = {  # in the public formats: one to train on, one to test on
+    "Sudoku": """{"Puzzle": "0401034201240210", "Solution": "2431134231244213"}
+{"Puzzle": 234341221434321, "Solution": "1234341221434321"}""",
+    "Countdown": """{"input": "30,100,93", "output": "23"}
+{"nums": [44, 19, 35], "target": 28}""",
+    "GSM8K": """{"question": "2 + 2?", "answer": "Two and two. #### 4"}
+{"question": "2 + 3?", "answer": "Two and three. #### 5"}""",
+    "Math": r"""{"problem": "2 / 4?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}
+{"problem": "3 / 4?", "solution": "It is $\\boxed{\\frac{3}{4}}$."}""",
 }
 
 
 def problem_files(directory, task):
-    """Files of problems to train on and of others, as options."""
+    """Files of problems to train on and to test on, as options."""
     files = {name: directory / f"{name}.jsonl" for name in ("data", "test_data")}
-    files["data"].write_text(PROBLEMS[task])
-    files["test_data"].write_text(PROBLEMS[task].replace("2", "3"))
+    for file, line in zip(files.values(), PROBLEMS[task].splitlines()):
+        file.write_text(line)
     return files
 
 
-def files(directory):
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("family, task, lora_rank", [
-    ("llada", "sudoku", 0), ("Dream", "countdown", 2), ("a2d-qwen3", "gsm8k", 2),
-    ("llada", "math", 2),
+    ("llada", "Sudoku", 0), ("Dream", "Countdown", 2), ("a2d-qwen3", "GSM8K", 2),
+    ("llada", "Math", 2),
 ])  # fmt: skip
 def test_train_resume_and_evaluate_on_real_formats(
     tmp_path, capsys, monkeypatch, family, task, lora_rank
 ):
     source, *_ = write_checkpoint(tmp_path / "checkpoint", family)
-    monkeypatch.setattr(type(TASKS[task]), "reward", even_characters)
-    options = dict(model=source, task=task, lora_rank=lora_rank, save_every=1)
-    if task in PROBLEMS:
-        options |= problem_files(tmp_path, task)
+    monkeypatch.setattr(getattr(rewards, task), "reward", even_characters)
+    options = dict(model=source, task=task.lower(), lora_rank=lora_rank, save_every=1)
+    options |= problem_files(tmp_path, task)
     code, directory = run(tmp_path, **options)
-    assert code == 0 and "before: accuracy" in capsys.readouterr().out
-    names = """config.json summary.json metrics.jsonl timings.jsonl samples.jsonl checkpoint model
-        .lock"""
-    assert {path.name for path in directory.iterdir()} == {*names.split()}
-    summary = json.loads((directory / "summary.json").read_text())
-    assert {"seconds", "forward_passes"} <= summary.keys() and summary["steps"] == 2
-    assert 0 <= summary["after"]["accuracy"] <= 1 and "reward" in summary["before"]
-    sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
-    assert {"step", "prompt", "completion", "reward"} <= sample.keys()
-
-    assert run(tmp_path, **options | {"max_steps": 3}, resume=True)[0] == 0
+    assert code == run(tmp_path, **options | {"max_steps": 3}, resume=True)[0] == 0
+    assert "before: accuracy" in capsys.readouterr().out
+    names = """.lock checkpoint config.json metrics.jsonl model samples.jsonl summary.json
+        timings.jsonl"""
+    assert sorted(os.listdir(directory)) == names.split()
+    assert len(os.listdir(directory / "checkpoint")) == 2
     assert [line["step"] for line in metrics(directory)] == [0, 1, 2, 3]
-    assert len(list((directory / "checkpoint").iterdir())) == 2
-    capsys.readouterr()
+    samples = metrics(directory, "samples.jsonl")
+    assert all({"step", "prompt", "completion", "reward"} == sample.keys() for sample in samples)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert {"seconds", "forward_passes"} <= summary.keys() and summary["steps"] == 3
+
     options["model"] = directory / "model"
     assert run(tmp_path, **options, eval_only=True, out="unused")[0] == 0
-    summary = json.loads((directory / "summary.json").read_text())
     assert json.loads(capsys.readouterr().out) == summary["after"]
     assert not (tmp_path / "unused").exists() and not (source / "EXECUTED").exists()
 
-    (base, tokenizer), (trained, _) = wd1.load_model(source), wd1.load_model(directory / "model")
-    ids = tokenizer("the land", return_tensors="pt").input_ids
-    untrained, got = wd1.predict_logits(base, ids), wd1.predict_logits(trained, ids)
-    assert not torch.equal(untrained, got)
+    ids, base = torch.arange(9)[None], wd1.load_model(source)[0]
+    before = wd1.predict_logits(base, ids)
+    after = wd1.predict_logits(wd1.load_model(directory / "model")[0], ids)
+    assert not torch.equal(before, after)
     if lora_rank:
         plain = peft.PeftModel.from_pretrained(base, directory / "model")
-        torch.testing.assert_close(wd1.predict_logits(plain, ids), got)
+        torch.testing.assert_close(wd1.predict_logits(plain, ids), after)
 
 
-def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch, dtype):
     """The loop as a whole: more even characters after 15 steps."""
     monkeypatch.setattr(rewards.Sudoku, "reward", even_characters)
-    size = dict(batch_size=32, micro_batch_size=32, rollout_batch_size=32, num_generations=8)
-    for dtype in ("float32", "bfloat16"):
-        options = dict(size, max_steps=15, eval_every=0, temperature=1.0, learning_rate=3e-3)
-        _, directory = run(tmp_path, out=dtype, dtype=dtype, **options)
-        values = [line["reward"] for line in metrics(directory)[1:]]
-        assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1
+    options = dict(max_steps=15, eval_every=0, batch_size=32, num_generations=8, temperature=1.0)
+    _, directory = run(tmp_path, dtype=dtype, learning_rate=3e-3, **options)
+    values = [line["reward"] for line in metrics(directory)[1:]]
+    assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1
 
 
 def test_equal_rewards_are_counted_and_teach_nothing(tmp_path, monkeypatch):
@@ -153,24 +146,16 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, case):
 
 
 def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_settings(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys
 ):
-    monkeypatch.setattr(rewards.Sudoku, "problems", few_problems)
     _, directory = run(tmp_path)
-    before, settings = files(directory), json.loads((directory / "config.json").read_text())
+    before = contents(directory)
     assert run(tmp_path)[0] == 2 and "holds another run" in capsys.readouterr().err
-    others = dict(dtype="bfloat16", likelihood="one_step", lr_scheduler="cosine", task="math")
-    others |= dict(eval_lengths=4, data="x", test_data="x", model="tiny")
+    settings = json.loads((directory / "config.json").read_text())
     for name in settings.keys() - set(wd1.MAY_CHANGE):
-        value = settings[name]
-        other = others.get(name) or value is False or 2 * value + (value == 0)
-        assert call(["--resume", *arguments(output_dir=directory, **{name: other})]) == 2
-        assert f"--{name}" in capsys.readouterr().err, name
-    assert files(directory) == before
-    # Without options, --resume takes the run's own.
-    monkeypatch.setattr(wd1, "plot", print)  # which takes a second
-    assert call(["--resume", *arguments(output_dir=directory, max_steps=3)]) == 0
-    assert metrics(directory)[-1]["step"] == 3
+        with pytest.raises(rewards.InputError, match=f"--{name} was"):
+            wd1.Config(resume=True, output_dir=directory, **{name: "another"})
+    assert contents(directory) == before
 
 
 def test_the_help_names_every_setting(capsys):
@@ -208,32 +193,22 @@ def test_what_a_run_directory_names_is_not_run(tmp_path, capsys):
         assert call(again) == 2 and min(changes) in capsys.readouterr().err
 
 
-def test_three_files_alone_are_the_program(tmp_path):
-    """In a folder where nothing of extras can be imported, a run on a real format is stopped by
-    Ctrl-C, goes on, and its model is evaluated."""
+def test_three_files_alone_are_the_program(tmp_path, monkeypatch):
+    """In a folder where nothing of extras can be imported, a run on real formats ends, goes on with
+    the settings that it had, and its model is evaluated."""
     for name in ("wd1.py", "rewards.py", "tiny_config.json"):
         shutil.copy(HERE / name, tmp_path)
-    (tmp_path / "extras.py").write_text("raise ImportError('extras is not here')")
-    write_checkpoint(tmp_path / "checkpoint", "llada")
-    program = dict(cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    program["env"] = {**os.environ, "PYTHONPATH": ""}
-    command, directory = [sys.executable, "wd1.py"], tmp_path / "runs/checkpoint-gsm8k"
-    options = FAST | dict(model="checkpoint", task="gsm8k", **problem_files(tmp_path, "gsm8k"))
-    options |= dict(max_steps=900, save_every=1, eval_every=0)
-    process = subprocess.Popen([*command, *arguments(**options)], **program)
-    while process.poll() is None and not list(directory.glob("checkpoint/step-*")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in error, error
-    again = shlex.split(error.split("to go on: python ")[1])
-    done = metrics(directory)[-1]["step"]
-    assert 1 <= done < 900
-    evaluation = options | dict(model=directory / "model", eval_only=True)
+    monkeypatch.chdir(tmp_path)
+    Path("extras.py").write_text("raise ImportError('extras is not here')")
+    write_checkpoint(Path("checkpoint"), "llada")
+    options = FAST | dict(model="checkpoint", task="gsm8k", **problem_files(tmp_path, "GSM8K"))
+    directory = Path("runs/checkpoint-gsm8k")
     for words, said in (
-        ([*again[1:], f"--max_steps={done + 1}"], "after: accuracy"),
-        (arguments(**evaluation), '"accuracy"'),
+        (arguments(**options), "after: accuracy"),
+        (["--resume", *arguments(output_dir=directory, max_steps=3)], "after: accuracy"),
+        (arguments(**options | dict(model=directory / "model"), eval_only=True), '"accuracy"'),
     ):
-        finished = subprocess.run([*command, *words], **program)
-        assert finished.returncode == 0 and said in finished.stdout, finished.stderr
+        done = subprocess.run([sys.executable, "wd1.py", *words], capture_output=True, text=True)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    assert metrics(directory)[-1]["step"] == 3
     assert (directory / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -1,11 +1,12 @@
 """The extended program, as a user runs it: python -m extras.train."""
 
+from unittest.mock import Mock
+
 import pytest
 
 import rewards
-import wd1
 from extras import train
-from extras.tests.program import FAST, arguments, call, even_characters, few_problems, metrics, run
+from extras.tests.program import even_characters, metrics, run
 
 WAYS = [  # settings of a run, and its forward passes per gradient step, beyond sampling
     (dict(likelihood="elbo", mc_samples=2, complementary=True, shared_masks=True), 2),
@@ -60,8 +61,6 @@ def test_a_run_learns_what_is_rewarded(tmp_path, objective):
     "options, expected",
     [
         (dict(objective="ppo"), "invalid choice: 'ppo'"),
-        (dict(bogus=1), "--bogus"),
-        (dict(cache="all"), "invalid choice: 'all'"),
         (dict(threshold=0.0), "--threshold 0.0"),
         (dict(threshold=1.5), "--threshold 1.5"),
         (dict(epsilon=1.5), "--epsilon 1.5"),
@@ -93,20 +92,11 @@ def test_presets_of_the_objectives_give_way_to_the_tiny_models_and_to_the_user()
 
 
 def test_evaluation_samples_as_asked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rewards.Sudoku, "problems", few_problems)
-    asked, seen = dict(cache="dual", threshold=0.4, cfg_scale=0.5, remasking="random"), []
-    monkeypatch.setattr(wd1, "generate", None)  # what train.parts gives is used, and nothing else
-    monkeypatch.setattr(train, "CachedPolicy", lambda kind: seen.append(kind) or wd1.predict_logits)
-    words = arguments(**{**FAST, **asked, "output_dir": tmp_path}, eval_only=True)
-    original = train.parts
-
-    def parts(config):
-        assert {name: getattr(config, name) for name in asked} == asked
-        return original(config) | dict(generate=train.sampler(config, GENERATE))
-
-    monkeypatch.setattr(train, "parts", parts)
-    assert call(words, train.main) == 0 and seen == ["dual", "dual"]
-    assert '"accuracy"' in capsys.readouterr().out and not list(tmp_path.iterdir())
-
-
-GENERATE = wd1.generate
+    asked = dict(cache="dual", threshold=0.4, cfg_scale=0.5, remasking="random")
+    used = []
+    for name in ("CachedPolicy", "threshold", "guided", "random"):
+        used.append(Mock(wraps=getattr(train, name)))
+        monkeypatch.setattr(train, name, used[-1])
+    code, directory = run(tmp_path, main=train.main, eval_only=True, **asked)
+    assert code == 0 and all(way.called for way in used)
+    assert '"accuracy"' in capsys.readouterr().out and not directory.exists()

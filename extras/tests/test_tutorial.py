@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -16,8 +17,9 @@ from extras.tutorial import exercises, tutorial
 
 ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "wd1.py").read_text()
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom""".split()
 FRAMES = """<!doctype html><meta name="color-scheme" content="light dark"><pre></pre>
@@ -58,12 +60,12 @@ CHECKS = r"""<script>onload = () => {
 
 
 def written_equations():
-    """Blocks of wd1.py's prose that stand further in, and are no commands."""
-    prose = re.findall(r'(?ms)^(|    )"""(.*?)"""', SOURCE)
-    prose += [("# ", lead) for lead in re.findall("(?m)(?:^#.*\n)+", SOURCE)]
-    line = r"^{} {{4,}}(?!python|torchrun|with )\S.*(?:\n|\Z)"
-    blocks = (re.findall(f"(?m)(?:{line.format(margin)})+", text) for margin, text in prose)
-    return sum(blocks, [])
+    """How many blocks of wd1.py's prose stand further in, and are no commands."""
+    docs = re.findall(r'(?ms)^( *)"""(.*?)"""', SOURCE)
+    prose = [textwrap.dedent(margin + text) for margin, text in docs]
+    prose += [lead.replace("# ", "") for lead in re.findall("(?m)(?:^#.*\n)+", SOURCE)]
+    line = r"^ {4,}(?!python|torchrun|with )\S.*\n"
+    return len(re.findall(f"(?m)(?:{line})+", "\n\n".join(prose)))
 
 
 def write(out):
@@ -71,15 +73,6 @@ def write(out):
     command = [sys.executable, "-m", "extras.tutorial.tutorial", "--out", out]
     subprocess.run(command, cwd=ROOT, check=True)
     return out.read_text()
-
-
-def look(folder, scheme):
-    """What is wrong with folder/page.html: [[width of a screen, "dark" or "light", [...]], ...]."""
-    settings = f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={folder}/b"
-    command = [CHROMIUM, *FLAGS, *settings, folder / "frames.html"]
-    dom = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=120)
-    seen = re.search("(?s)<pre>(.*?)</pre>", dom)[1].strip().splitlines()
-    return sorted(json.loads(html.unescape(line)) for line in seen)
 
 
 def test_the_tutorial_in_a_browser(tmp_path):
@@ -90,27 +83,31 @@ def test_the_tutorial_in_a_browser(tmp_path):
         "headings": re.findall(r"(?m)^# =+ (\d\. .+)$", SOURCE),
         "names": re.findall(r"(?m)^(?:def|class) (\w+)", SOURCE),
         "code": re.findall(r"(?m)^ *((?:return|def|class|if) .*)$", SOURCE),
-        "equations": len(written_equations()),
+        "equations": written_equations(),
         "images": "".join(tutorial.PICTURES.values()).count(".png"),
     }
     page = write(tmp_path / "page.html") + CHECKS.replace("WANTED", json.dumps(wanted))
     (tmp_path / "page.html").write_text(page)
     (tmp_path / "frames.html").write_text(FRAMES)
-    assert look(tmp_path, 0) == [[390, "dark", []], [1280, "dark", []]]
-    assert look(tmp_path, 1) == [[390, "light", []], [1280, "light", []]]
+    for number, scheme in enumerate(["dark", "light"]):
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}/browser"]
+        command += [f"--blink-settings=preferredColorScheme={number}", tmp_path / "frames.html"]
+        dom = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=120)
+        seen = html.unescape(re.search("(?s)<pre>(.*?)</pre>", dom)[1]).split("\n")
+        seen = sorted(json.loads(line) for line in seen if line)
+        assert seen == [[390, scheme, []], [1280, scheme, []]]  # of each width, what is wrong
 
 
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.reads(write(tmp_path / "wd1.ipynb"), 4)
     nbformat.validate(notebook)
     prose = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert prose.count("$$") == 2 * len(written_equations())
+    assert prose.count("$$") == 2 * written_equations()
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     code += ["import wd1; assert wd1.generate is generate and generate.__module__ == '__main__'"]
-    program = f"for cell in {code!r}: exec(compile(cell, 'cell', 'exec'), globals())"
+    program = f"for cell in {code!r}: exec(cell, globals())"
     options = dict(cwd=ROOT / "extras", env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True)
-    output = subprocess.check_output([sys.executable, "-c", program], **options)
-    assert "grad_fn" in output
+    assert "grad_fn" in subprocess.check_output([sys.executable, "-c", program], **options)
 
 
 @pytest.mark.parametrize(

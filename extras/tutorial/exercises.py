@@ -11,8 +11,9 @@ regular expressions for the output without and with it.
 """
 
 import argparse
-import os
+import contextlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,27 +37,24 @@ def exercises():
     for text in re.split("(?m)^## ", Path(__file__).with_suffix(".md").read_text())[1:]:
         removed, added = re.search(r"```diff\n-(.*)\n\+(.*)\n```", text).groups()
         checks = []
-        for check in re.findall(r"```check\n((?s:.*?))```", text):
-            expected = re.findall("(?m)^(fails|before|after): (.*)$", check)
-            checks.append((check.split("\n")[0], dict(expected)))
+        for command, results in re.findall(r"```check\n(.*)\n((?s:.*?))```", text):
+            checks.append((command, dict(re.findall("(fails|before|after): (.*)", results))))
         found.append(Exercise(text.split("\n")[0], removed, added, checks))
     return found
 
 
 def changed(source, exercise):
     """The text of wd1.py with an exercise's change; ValueError unless it has the line just once."""
-    before, *after = source.split(f"\n{exercise.removed}\n")
-    if len(after) != 1:
-        raise ValueError(f"{exercise.title}: wd1.py has {len(after)} lines {exercise.removed!r}")
-    return f"{before}\n{exercise.added}\n{after[0]}"
+    removed, added = f"\n{exercise.removed}\n", f"\n{exercise.added}\n"
+    if (count := source.count(removed)) != 1:
+        raise ValueError(f"{exercise.title}: wd1.py has {count} lines {exercise.removed!r}")
+    return source.replace(removed, added)
 
 
-def run(command, directory):
+def run(command):
     """What a shell command prints, with this Python's programs and a thread."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    options = dict(shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(command, cwd=directory, env=env, **options).stdout
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    return subprocess.getoutput(f"export PATH={programs}:$PATH OMP_NUM_THREADS=1; {command}")
 
 
 def as_said(expected, when, output):
@@ -72,20 +70,19 @@ def verify(exercise):
     """Does an exercise and prints how it comes out; whether that is what it says."""
     print(f"\n{exercise.title}\n- {exercise.removed.strip()}\n+ {exercise.added.strip()}")
     right = True
-    with tempfile.TemporaryDirectory() as copy:
+    with tempfile.TemporaryDirectory() as copy, contextlib.chdir(copy):
         ignored = shutil.ignore_patterns(".*", "runs", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=ignored, dirs_exist_ok=True)
-        file = Path(copy, "wd1.py")
-        source = file.read_text()
+        source = Path("wd1.py").read_text()
         for command, expected in exercise.checks:
             print(f"$ {command}")
-            for when, text in (("before", source), ("after", changed(source, exercise))):
-                file.write_text(text)
-                output = run(command, copy)
+            for when, text in dict(before=source, after=changed(source, exercise)).items():
+                Path("wd1.py").write_text(text)
+                output = run(command)
                 fine = as_said(expected, when, output)
                 right = right and fine
                 verdict = "as it says" if fine else f"NOT as it says, {expected}:\n{output}"
-                print(f"  {when}: {output.strip().splitlines()[-1:]} {verdict}", flush=True)
+                print(f"  {when}: {output.splitlines()[-1:]} {verdict}", flush=True)
     return right
 
 
@@ -97,7 +94,7 @@ def main(argv=None):
     if number is None:
         print(*(exercise.title for exercise in found.values()), sep="\n")
         return 0
-    chosen = [found[number]] if number in found else list(found.values())
+    chosen = found.values() if number == "all" else [found[number]]
     wrong = [exercise.title for exercise in chosen if not verify(exercise)]
     right = len(chosen) - len(wrong)
     print(f"\n{right} of {len(chosen)} came out as they say", *wrong, sep="\nnot: ")

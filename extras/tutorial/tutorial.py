@@ -21,7 +21,6 @@ import pypandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[2]
-ASSETS = ROOT / "assets"
 PICTURES = {  # of a part of wd1.py: captions, and files in assets/
     "introduction": """
 ![The demo, three seeds: reward of the samples, accuracy on held-out puzzles.](demo.png)
@@ -106,8 +105,8 @@ def read_parts(source):
         prose = (doc[2] or "").replace(f"\n{doc[1]}", "\n")
         if chunk:
             parts.append(Part(name, f"## `{name}`" if name else "", prose, code))
-    title, _, intro = parts[0].prose.partition("\n")
-    return [Part("introduction", f"# {title}", intro, ""), *parts[1:]]
+    title, _, prose = parts[0].prose.partition("\n")
+    return [Part("introduction", f"# {title}", prose, ""), *parts[1:]]
 
 
 # ============================================================================== prose into Markdown
@@ -158,10 +157,10 @@ def block(text):
         return f"~~~~ text\n{text}\n~~~~"
     rows = []
     for line in text.splitlines():
-        formulas, remark = re.fullmatch(r"(.*?)(?:\s{3,}(.*))?", line).groups()
+        formulas, *remarks = re.split(r"\s{3,}", line)
         for formula in formulas.split(",  "):
             rows.append(re.sub(r" +([=~≈]) ", r" &\1 ", typst(formula), count=1))
-        rows += [f'& "{remark}"'] * bool(remark)
+        rows += [f'& "{remark}"' for remark in remarks]
     return tex("$ " + " \\\n".join(rows) + " $")
 
 
@@ -185,14 +184,18 @@ def markdown(prose):
     return "\n\n".join(made)
 
 
+def embedded(name):
+    """The file in assets/ that was found in a text, as its content."""
+    content = base64.b64encode((ROOT / "assets" / name[0]).read_bytes())
+    return f"data:image/png;base64,{content.decode()}"
+
+
 def explained(parts):
     """Of each part (all that there is to say, in Markdown; the part)."""
     names = "|".join(part.name for part in parts)
-    read = lambda name: base64.b64encode((ASSETS / name[0]).read_bytes()).decode()
     for part in parts:
         prose = re.sub(rf"`({names})`", r"[\g<0>](#\1)", markdown(part.prose))
-        pictures = PICTURES.get(part.name, "")
-        pictures = re.sub(r"\w+\.png", lambda name: "data:image/png;base64," + read(name), pictures)
+        pictures = re.sub(r"\w+\.png", embedded, PICTURES.get(part.name, ""))
         yield f"{part.heading}\n\n{prose}\n\n{pictures}".strip(), part
 
 
@@ -201,10 +204,10 @@ def explained(parts):
 
 def page(source):
     """wd1.py as one file of HTML."""
-    (_, heading, *intro), *parts = read_parts(source)
-    title, subtitle = heading.strip("# .").split(": ")
+    first, *others = read_parts(source)
+    title, subtitle = first.heading.strip("# .").split(": ")
     made = [f"---\ntitle: {title}\nsubtitle: {subtitle}\nlang: en\ntoc-title: ''\n---"]
-    for text, part in explained([Part("introduction", "", *intro), *parts]):
+    for text, part in explained([first._replace(heading=""), *others]):
         code = f"::: code\n~~~~~~ python\n{part.code}\n~~~~~~\n:::"
         text = re.sub(r"\A(#.+)", rf"\1 {{#{part.name}}}", text)
         row = f":::: row\n::: prose\n{text}\n:::\n\n{code}\n::::"
@@ -221,7 +224,7 @@ def notebook(source):
     cells = [new_code_cell(FIRST_CELL)]
     for text, part in explained(read_parts(source)):
         cells += [new_markdown_cell(text)] if text else []
-        code = [part.code.split("if __name__")[0].strip(), EXAMPLES.get(part.name)]
+        code = part.code.split("if __name__")[0].strip(), EXAMPLES.get(part.name)
         cells += [new_code_cell(cell) for cell in code if cell]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     return nbformat.writes(new_notebook(cells=cells, metadata=kernel))
