@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import peft
@@ -191,6 +194,22 @@ def test_what_a_run_directory_names_is_not_run(tmp_path, capsys):
     for changes in ({"likelihood": "evil"}, {"lr_scheduler": ["x"]}, {"max_steps": "1"}):
         (directory / "config.json").write_text(json.dumps(config | changes))
         assert call(again) == 2 and min(changes) in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_run_that_its_last_words_go_on_with(tmp_path):
+    """With the signal and the processes of a user."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+    options = FAST | dict(output_dir=tmp_path, max_steps=900, save_every=1, eval_every=0)
+    process = subprocess.Popen([sys.executable, "wd1.py", *arguments(**options)], **pipes)
+    while process.poll() is None and not list(tmp_path.glob("checkpoint/step-*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in error, error
+    done = metrics(tmp_path)[-1]["step"]
+    again = shlex.split(error.split("to go on: python ")[1])
+    subprocess.run([sys.executable, *again, f"--max_steps={done + 1}"], check=True, **pipes)
+    assert [line["step"] for line in metrics(tmp_path)] == [*range(done + 2)] and done < 900
 
 
 def test_three_files_alone_are_the_program(tmp_path, monkeypatch):
