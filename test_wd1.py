@@ -458,7 +458,7 @@ def exact_elbo(model, prompt, completion, counted):
 
 
 EOS_CASES = {
-    "no eos": ([5, 2, 9, 3], 4), "eos last": ([5, 2, 9, 0], 4), "eos inside": ([5, 2, 0, 7], 3),
+    "no eos": ([9, 9, 9, 9], 4), "eos last": ([5, 2, 9, 0], 4), "eos inside": ([9, 9, 0, 7], 3),
     "eos first": ([0, 4, 0, 7], 1),
 }  # fmt: skip
 per_case = pytest.mark.parametrize("completion, counted", EOS_CASES.values(), ids=EOS_CASES)
@@ -499,10 +499,10 @@ def test_the_monte_carlo_elbo_is_unbiased(completion, counted, mc_samples):
 
 
 def test_levels_spread_evenly_reduce_the_variance():
-    """Four masks in one estimate against the mean of four estimates with one each; where a token
-    is worth the more, the fewer of its like are shown."""
+    """Four masks in one estimate against the mean of four estimates with one each, whose variance
+    is a quarter of one's: well below it where equal tokens make the level matter most."""
     one, four = (many_estimates([5] * 8, n) for n in (1, 4))
-    assert four.var() < one.var() / 4
+    assert four.var() < one.var() / 5
 
 
 def shared(rows, group_size, generator):
