@@ -1,9 +1,10 @@
 """The tasks wd1 is trained on: where their problems come from, how they are asked, and what an
 answer is worth.
 
-Every task asks for `<reasoning>...</reasoning><answer>...</answer>`; "the answer" is the text of
-the last such `<answer>` pair. The rewards are those of the published runs (d1, arXiv 2504.12216;
-wd1, arXiv 2507.08838). They are *total*: any string a model may write gets a finite number, in
+Every task asks for `<reasoning>...</reasoning><answer>...</answer>`, with a `\\boxed{}` in the
+answer where the published evaluation looks for one; `result` finds it in either form. The rewards
+follow the published runs (d1, arXiv 2504.12216; wd1, arXiv 2507.08838); where they differ is in
+extras/tasks/rewards.md. They are *total*: any string a model may write gets a finite number, in
 bounded time, and none of it is ever executed. To train on a problem of your own, write a `Task`
 (extras/tasks/reverse.py is one) and name it: `--task FILE.py:CLASS`.
 
@@ -89,10 +90,34 @@ def judge(judgement, completion: str, example: dict) -> float:
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the last `<answer>...</answer>` pair, or None. Linear in the length."""
-    before, _, _ = completion.rpartition("</answer>")
-    _, opened, answer = before.rpartition("<answer>")
-    return answer.partition("</answer>")[0] if opened else None
+    """The text of the last `<answer>...</answer>` pair; without a pair, what follows the last
+    `<answer>`, which the text ends in; or None. Linear in the length."""
+    for text in completion.rpartition("</answer>")[0], completion:
+        _, opened, answer = text.rpartition("<answer>")
+        if opened:
+            return answer.partition("</answer>")[0]
+    return None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}` or `\fbox{...}` of a text, braces balanced; of
+    `\boxed 3` what follows in its formula; or None."""
+    *others, inside = re.split(r"\\(?:boxed|fbox)\b *", text)
+    if not others:
+        return None
+    if not inside.startswith("{"):
+        return re.split(r"[$\n]|\\\)", inside)[0].strip() or None
+    depths = itertools.accumulate((c == "{") - (c == "}") for c in inside)
+    end = next((place for place, depth in enumerate(depths) if depth == 0), None)
+    return inside[1:end] if end else None
+
+
+def result(completion: str) -> str | None:
+    """What a completion answers: the box in its answer, or the answer; without one, its last box;
+    or None. So a boxed and a tagged result count alike."""
+    answer = extract_answer(completion)
+    boxed = last_boxed(completion if answer is None else answer)
+    return answer if boxed is None else boxed
 
 
 # ----------------------------------------------------------------------------------- data files
@@ -148,7 +173,9 @@ class Task:
     """
 
     instruction = ""  # what every prompt of the task begins with
+    shared = "question"  # what `key` returns, in words
     held_out = 5  # one key in `held_out` is kept for testing
+    keep_apart = True  # a file to test on leaves its keys out of training; False: as published
     hub = ()  # the name of a data set on the Hugging Face hub, and of its configuration
 
     def problems(self, split: str, seed: int, blanks: int) -> list[dict]:
@@ -185,6 +212,11 @@ class Task:
         """Whether the completion solves the problem; what "accuracy" counts."""
         return self.reward(completion, example) >= 1
 
+    def published_score(self, completion: str, example: dict) -> float:
+        """What the published evaluation gives a completion, 0 to 1: other rules than `correct`'s,
+        by which its tables are made. (extras/measure/published.py lays both side by side.)"""
+        return float(self.correct(completion, example))
+
     def is_test(self, example: dict) -> bool:
         return zlib.crc32(str(self.key(example)).encode()) % self.held_out == 0
 
@@ -209,9 +241,15 @@ class Task:
         `test_data` what `is_test` says of `data`; without both the task's own."""
         path = test_data if test_data and split == "test" else data
         examples = self.load(path, split, seed, blanks)
-        if test_data and split == "train":
+        if test_data and split == "train" and self.keep_apart:
             seen = {self.key(example) for example in self.load(test_data, "test", seed, blanks)}
+            count = len(examples)
             examples = [example for example in examples if self.key(example) not in seen]
+            print(
+                f"{count - len(examples)} of {count} training problems are left out: "
+                f"{test_data} has problems of the same {self.shared}",
+                file=sys.stderr,
+            )
         elif data and not test_data:
             tested = split == "test"
             examples = [example for example in examples if self.is_test(example) == tested]
@@ -261,6 +299,8 @@ class Sudoku(Task):
     would pass for solving (arXiv 2510.09541). A grid and its transpose are on one side, so that
     not even a grid read by columns is shared.
     """
+
+    shared = "solution (read by rows or by columns)"
 
     instruction = (
         "Solve this 4x4 sudoku: each row, each column and each 2x2 box must hold 1, 2, 3 and 4 "
@@ -313,13 +353,15 @@ class Sudoku(Task):
 
     def grid(self, completion: str) -> str:
         """The digits of the answer, padded with 0 or cut to 16."""
-        digits = re.sub("[^0-9]", "", extract_answer(completion) or "")
+        digits = re.sub("[^0-9]", "", result(completion) or "")
         return digits[:16].ljust(16, "0")
 
     def reward(self, completion, example):
         """The fraction of blanks that match the solution; 0 without an answer."""
         cells = zip(example["puzzle"], self.grid(completion), example["solution"])
         return fmean(digit == right for clue, digit, right in cells if clue == "0")
+
+    published_score = reward
 
     def correct(self, completion, example):
         """The grid is solved and keeps the clues (some public puzzles have several solutions)."""
@@ -343,12 +385,14 @@ OPERATIONS = {
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
     """The exact value of an arithmetic expression and its numbers, or None if it is not one.
 
-    Only whole decimal numbers, + - * /, signs and parentheses. Nothing is executed: the text
-    becomes a syntax tree, and the tree is walked. Texts over 100 characters, which bounds depth
-    and size, are not read at all.
+    Only whole decimal numbers, + - * / (or LaTeX's names of them), signs and parentheses, and a
+    full stop at the end. Nothing is executed: the text becomes a syntax tree, and the tree is
+    walked. Texts over 400 characters, which bounds depth and size, are not read at all.
     """
-    text = " ".join(text.split())
-    if len(text) > 100 or not re.fullmatch(r"[0-9+\-*/() ]+", text):
+    for name, sign in {r"\times": "*", r"\cdot": "*", r"\div": "/"}.items():
+        text = text.replace(name, sign)
+    text = " ".join(text.split()).removesuffix(".")
+    if len(text) > 400 or not re.fullmatch(r"[0-9+\-*/() ]+", text):
         return None
     numbers = []
 
@@ -368,11 +412,13 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
 class Countdown(Task):
     """Reach a target from three numbers with + - * /. An example has "nums" and "target": ints."""
 
+    shared = "numbers and target"
+
     instruction = (
         "Write an arithmetic expression that equals the target. Use every given number exactly "
         "once, the operations +, -, *, / and parentheses. Explain your steps between <reasoning> "
-        "and </reasoning>, then write the expression alone, such as (1 + 2) / 3, between <answer> "
-        "and </answer>.\n"
+        "and </reasoning>, then write the expression alone in a box, such as "
+        "<answer>\\boxed{(1 + 2) / 3}</answer>.\n"
     )
 
     def problems(self, split, seed, blanks):
@@ -411,12 +457,17 @@ class Countdown(Task):
         other answer, else 0."""
         if self.correct(completion, example):
             return 1.0
-        return 0.0 if extract_answer(completion) is None else 0.1
+        return 0.0 if result(completion) is None else 0.1
 
     def correct(self, completion, example):
-        value, numbers = evaluate_expression(extract_answer(completion) or "") or (0, [])
+        value, numbers = evaluate_expression(result(completion) or "") or (0, [])
         same_numbers = sorted(numbers) == sorted(example["nums"])
         return same_numbers and abs(value - example["target"]) < 1e-5
+
+    def published_score(self, completion, example):
+        """Of an equation, what stands before its `=`."""
+        expression = (result(completion) or "").split("=")[0]
+        return float(self.correct(f"<answer>{expression}</answer>", example))
 
 
 # ---------------------------------------------------------------------------------------- gsm8k
@@ -426,10 +477,10 @@ EXACT_FORMAT = r"(?s)<reasoning>\n.*\n</reasoning>\n<answer>\n.*\n</answer>\n?"
 
 
 def plain_number(text: str) -> Fraction | str:
-    """`$1,450.00` and `1450` are the same number; text that is no number stays as it is."""
-    text = text.strip().removeprefix("$").replace(",", "")
-    is_number = len(text) < 50 and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", text)
-    return Fraction(text) if is_number else text
+    """The one number of a text: `$1,450.00`, `1450` and `1450 dollars` are the same. A text of no
+    number or of several stays as it is."""
+    numbers = re.findall(r"-?[0-9]*\.?[0-9]+", text.replace(",", ""))
+    return Fraction(numbers[0]) if len(numbers) == 1 and len(numbers[0]) < 50 else text
 
 
 class GSM8K(Task):
@@ -438,9 +489,8 @@ class GSM8K(Task):
 
     instruction = (
         "Solve the problem step by step. Write exactly this format, each tag on a line of its own:"
-        "\n<reasoning>\nyour steps\n</reasoning>\n<answer>\nthe result as one whole number\n"
-        "</answer>"
-        "\n\nProblem: "
+        "\n<reasoning>\nyour steps\n</reasoning>\n<answer>\n\\boxed{the result, one whole number}\n"
+        "</answer>\n\nProblem: "
     )
     hub = ("openai/gsm8k", "main")
 
@@ -453,7 +503,7 @@ class GSM8K(Task):
     def reward(self, completion, example):
         """Correct 2, an integer 0.5, exact format 0.5, loose format 0.5, tags on lines of their
         own 0.125 each, less 0.001 a character after the last tag."""
-        answer = (extract_answer(completion) or "").strip()
+        answer = (result(completion) or "").strip()
         score = 2.0 * self.correct(completion, example)
         score += 0.5 * bool(re.fullmatch("-?[0-9]+", answer))
         lines = completion.split("\n")
@@ -470,19 +520,16 @@ class GSM8K(Task):
         return score
 
     def correct(self, completion, example):
-        answer = extract_answer(completion)
+        answer = result(completion)
         return answer is not None and plain_number(answer) == plain_number(example["answer"])
+
+    def published_score(self, completion, example):
+        """By the first number of the answer, units and all; of 1,450 that is 1."""
+        number = re.search(r"-?[0-9]+(\.[0-9]+)?", result(completion) or "")
+        return float(bool(number) and self.correct(f"<answer>{number[0]}</answer>", example))
 
 
 # ----------------------------------------------------------------------------------------- math
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` of a text, braces balanced, or None."""
-    _, box, inside = text.rpartition("\\boxed{")
-    depths = itertools.accumulate((c == "{") - (c == "}") for c in inside)
-    end = next((place for place, depth in enumerate(depths) if depth < 0), None)
-    return inside[:end] if box and end is not None else None
 
 
 DEADLINE = 5  # seconds of the CPU's that one comparison may take; nearly all take milliseconds
@@ -602,13 +649,22 @@ def compare_lines():
         print(same(*json.loads(line)), flush=True)
 
 
+def spelling(latex: str) -> str:
+    r"""LaTeX as the published evaluation compares it: without spaces, braces, units and signs that
+    mean nothing; `x =` goes, and 1/2 is \frac{1}{2}."""
+    latex = re.sub("[dt]frac", "frac", latex.replace("\\\\", "\\"))
+    ornaments = r"\\(left|right)|\\[!$%]|\^(\{\\circ\}|\\circ)|\\text\{ .*|[\s{}]"
+    latex = re.sub(r"^.?.?=(?=[^=]*$)", "", re.sub(ornaments, "", latex))
+    return re.sub("^(-?[0-9]+)/([0-9]+)$", r"\\frac\1\2", latex).replace(r"\frac12", "0.5")
+
+
 class Math(Task):
     """Competition mathematics (ankner/math-500). An example has "problem" and "answer", the content
     of the gold `\\boxed{}`."""
 
     instruction = (
         "Solve the problem step by step. Write your steps between <reasoning> and </reasoning>, "
-        "then the result between <answer> and </answer>, inside \\boxed{}.\n\nProblem: "
+        "then the result as <answer>\\boxed{the result}</answer>.\n\nProblem: "
     )
     hub = ("ankner/math-500",)
 
@@ -621,21 +677,20 @@ class Math(Task):
     def question(self, example):
         return example["problem"]
 
-    def result(self, completion):
-        """The answer, and the box in it, or in the whole text if it has no answer."""
-        answer = extract_answer(completion)
-        return answer, last_boxed(completion if answer is None else answer)
-
     def reward(self, completion, example):
         """Equivalent answer 2; answer tags 0.5, a box in them or without any 0.25, and 0.25."""
-        answer, boxed = self.result(completion)
+        answer = extract_answer(completion)
+        boxed = last_boxed(completion if answer is None else answer)
         form = 0.25 + 0.5 * (answer is not None) + 0.25 * (boxed is not None)
         return 2.0 * self.correct(completion, example) + form
 
     def correct(self, completion, example):
-        answer, boxed = self.result(completion)
-        result = answer if boxed is None else boxed
-        return result is not None and equivalent(result, example["answer"])
+        answer = result(completion)
+        return answer is not None and equivalent(answer, example["answer"])
+
+    def published_score(self, completion, example):
+        """Whether the answer is spelled as the gold one is."""
+        return float(spelling(result(completion) or "") == spelling(example["answer"]))
 
 
 TASKS: dict[str, Task] = {

@@ -29,16 +29,23 @@ vocabulary entries; b and n are some of the rows, some of the columns.
 What few need is passed in from outside, by extras/: diffu-GRPO, wd1++, caches, FSDP2, pictures.
 """
 
+import signal
+
+if __name__ == "__main__":  # Python would raise an error, which some libraries swallow
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
+import difflib
+import functools
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -63,6 +70,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
+from transformers.hf_argparser import string_to_bool
 
 from rewards import (
     TASKS,
@@ -82,9 +90,9 @@ from rewards import (
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 
 
-def setting(default, help):
-    """A dataclass field with its line of `--help`."""
-    return field(default=default, metadata={"help": f"{help} [{default}]"})
+def setting(default, help, *, group=None):
+    """A dataclass field with its line of `--help`; the first of a group names that."""
+    return field(default=default, metadata=dict(help=f"{help} [{default}]", group=group))
 
 
 @dataclass(init=False)
@@ -102,37 +110,35 @@ class Config:
     eval_only: bool = setting(False, "evaluate the model and stop")
     seed: int = setting(0, "fixes everything random")
     device: Optional[str] = setting(None, "cuda if there is one, else cpu")
-    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "auto: bfloat16 on cuda")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "bfloat16 on cuda only")
     load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes), for 24 GB")
-    # the objective
-    likelihood: Literal["one_step", "elbo"] = setting("one_step", "estimate of log p(o|q)")
+    likelihood: Literal["one_step", "elbo"] = setting(
+        "one_step", "or elbo: the estimate of log p(o|q)", group="the objective"
+    )
     mc_samples: int = setting(1, "mask draws of an estimate, one forward pass each")
     prompt_mask_prob: float = setting(0.15, "one_step: probability of masking a prompt token")
     lam: float = setting(1.0, "strength of the KL to the sampling policy; psi = 1 / (lam + beta)")
     beta: float = setting(0.0, "strength of the KL to the reference, the model at the start")
-    # sampling
-    gen_length: int = setting(256, "tokens of a completion, L")
+    gen_length: int = setting(256, "tokens of a completion, L", group="sampling")
     diffusion_steps: int = setting(128, "denoising steps of a completion, T")
     block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
     temperature: float = setting(0.9, "of sampling in training; evaluation is at 0")
     rollout_batch_size: int = setting(24, "completions sampled at a time; changes the draws")
-    # the update
-    max_steps: int = setting(1000, "training steps; each samples one batch")
+    max_steps: int = setting(1000, "training steps; each samples one batch", group="the update")
     batch_size: int = setting(48, "completions a step, B = N G")
     num_generations: int = setting(6, "completions a prompt, G")
     num_iterations: int = setting(12, "gradient steps on each batch, mu")
     micro_batch_size: int = setting(6, "rows a forward pass; changes memory, not the gradient")
     learning_rate: float = setting(3e-6, "AdamW's, at its peak")
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = setting(
-        "constant_with_warmup", "how the learning rate goes on"
+        "constant_with_warmup", "or linear, cosine: how the learning rate goes on"
     )
     warmup_steps: int = setting(10, "training steps until the peak")
     weight_decay: float = setting(0.1, "AdamW's")
     max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
     lora_rank: int = setting(128, "of new LoRA adapters on q, k, v, up; 0: train all weights")
     gradient_checkpointing: bool = setting(False, "slower updates in far less memory")
-    # evaluation
-    eval_size: int = setting(256, "held-out problems to evaluate on")
+    eval_size: int = setting(256, "held-out problems to evaluate on", group="evaluation")
     eval_lengths: list[int] = setting((128, 256, 512), "completion lengths, two tokens a step")
     eval_every: int = setting(100, "steps between evaluations; 0: only before and after")
     save_every: int = setting(20, "steps between checkpoints")
@@ -142,7 +148,9 @@ class Config:
     def __init__(self, **given):
         settings = {each.name: each.default for each in fields(self)}
         if unknown := given.keys() - settings:
-            raise InputError(f"--{min(unknown)}: {self.program} has no such setting")
+            [like] = difflib.get_close_matches(min(unknown), settings, 1, 0)
+            sentence = f"{self.program} has no such setting; the nearest is --{like}"
+            raise InputError(f"--{min(unknown)}: {sentence}")
         model, task = (str((settings | given)[name]) for name in ("model", "task"))
         tiny = any(part.startswith("tiny") for part in Path(model).parts[-2:])
         for preset in (task, "tiny" if tiny else None):  # the later one wins
@@ -159,7 +167,10 @@ class Config:
         for name, kind in typing.get_type_hints(type(self)).items():
             least = 0 if kind is float or name in MAY_BE_ZERO else 1
             if not fits(getattr(self, name), kind, least):
-                wanted = f"{least} or more" if kind in (int, float, list[int]) else kind
+                number = {int: "a whole number", float: "a number", list[int]: "whole numbers"}
+                choices = typing.get_args(kind) or [kind]
+                choices = " or ".join(getattr(each, "__name__", str(each)) for each in choices)
+                wanted = f"{number[kind]}, {least} to 1e15" if kind in number else choices
                 raise InputError(f"--{name} {getattr(self, name)!r:.60}: must be {wanted}")
         group = self.num_generations * WORLD
         four_bits = self.load_in_4bit and not self.eval_only
@@ -286,8 +297,9 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the
-    prediction for position i is read at i - 1, as in Dream) set. Raises InputError, in one
-    sentence, for anything that cannot be loaded faithfully."""
+    prediction for position i is read at i - 1, as in Dream) set, and `model.fingerprint`, a number
+    that hardly another model or tokenizer has. Raises InputError, in one sentence, for anything
+    that cannot be loaded faithfully."""
     path = Path(__file__).with_name("tiny_config.json") if source == "tiny" else Path(source)
     if not os.path.exists(path):
         with refusing(f"--model {source}: no such directory, and the hub does not give it"):
@@ -304,27 +316,29 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
             ids = np.ravel(getattr(config, name)).tolist()
             if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
                 raise ValueError(f"no {name} in config.json that is a token of the model")
+        if config.mask_token_id in np.ravel(config.eos_token_id):
+            raise ValueError("its mask token ends texts, too: mask_token_id is an EOS")
         if load_in_4bit and path.is_file():
             raise ValueError("random weights are not loaded in 4 bits")
         if path.is_file() or device == "meta":
             with torch.random.fork_rng(), torch.device(device):
                 torch.manual_seed(seed)
-                return stock(config).to(dtype).eval(), tokenizer
-        options = dict(config=config, dtype=dtype, device_map={"": device})
-        if load_in_4bit:
-            nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-            nf4 |= dict(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-            options["quantization_config"] = transformers.BitsAndBytesConfig(**nf4)
-        with torch.device("meta"):
-            expected = stock(config).state_dict()
-        weights = read_weights(path)
-        head = weights.get("lm_head.weight")
-        if config.tie_word_embeddings:  # then a file may hold the embedding alone
-            weights["lm_head.weight"] = weights.get("model.embed_tokens.weight", head)
-            if head is not None and not torch.equal(head, weights["lm_head.weight"]):
-                raise ValueError("the output head is tied to the embedding, but differs from it")
-        check_shapes(expected, weights)
-        return stock.from_pretrained(None, state_dict=weights, **options).eval(), tokenizer
+                model = stock(config).to(dtype)
+        else:
+            options = dict(config=config, dtype=dtype, device_map={"": device})
+            if load_in_4bit:
+                nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+                nf4 |= dict(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+                options["quantization_config"] = transformers.BitsAndBytesConfig(**nf4)
+            weights = stock_weights(path, stock, config)
+            model = stock.from_pretrained(None, state_dict=weights, **options)
+        if device != "meta":
+            hashes = [torch.hash_tensor(weight).item() for weight in model.parameters()]
+            texts = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
+            model.fingerprint = zlib.crc32(repr([hashes, texts]).encode())
+        if model.num_parameters() < 10**7 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # more would mostly wait for each other
+        return model.eval(), tokenizer
 
 
 def own(directory, name):
@@ -380,6 +394,20 @@ def read_weights(directory, name="model.safetensors"):
                 if ours in weights or not tensor.is_floating_point() or not tensor.isfinite().all():
                     raise ValueError(f"{name!r:.100} is there twice, not float, or not finite")
                 weights[ours] = tensor
+    return weights
+
+
+def stock_weights(directory, stock, config):
+    """A checkpoint's tensors: all that the stock class has, and no others."""
+    with torch.device("meta"):
+        expected = stock(config).state_dict()
+    weights = read_weights(directory)
+    head = weights.get("lm_head.weight")
+    if config.tie_word_embeddings:  # then a file may hold the embedding alone
+        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight", head)
+        if head is not None and not torch.equal(head, weights["lm_head.weight"]):
+            raise ValueError("the output head is tied to the embedding, but differs from it")
+    check_shapes(expected, weights)
     return weights
 
 
@@ -838,6 +866,8 @@ def set_up(config, load=load_model):
     dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
     options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
     model, tokenizer = load(config.model, seed=config.seed, **options)
+    if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
+        raise InputError(f"--task {config.task}: its test problems are all training problems")
     check_model(model, tokenizer, train_set["prompt"][:] + test_set["prompt"][:], config)
     torch.manual_seed(config.seed)
     if adapt and not hasattr(model, "peft_config"):
@@ -855,14 +885,17 @@ def check_model(model, tokenizer, prompts, config):
     """Refuses a model that could not read the prompts, or would train without error for nothing."""
     encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
     ids = encoded.input_ids[encoded.attention_mask.bool()]
+    distinct = set(map(tuple, encoded.input_ids.tolist()))
     length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
     two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
     two[1, 8] = 15 % vocabulary  # which positions notice? Those left of it do not, if it is causal
     noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
     for wrong, sentence in (
         (length > model.config.max_position_embeddings, f"{length} tokens are more than it allows"),
+        (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
+        (2 * len(distinct) < len(set(prompts)), "its tokenizer makes the same of many prompts"),
         (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
-        (ids.max() >= vocabulary, f"its tokenizer has tokens beyond its {vocabulary}"),
+        ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
         (not noticed.isfinite().all(), "its logits are not finite numbers"),
         (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
     ):
@@ -1015,30 +1048,36 @@ class RunDirectory:
         self.refuse_another()
         everywhere()
 
-    def restore(self, trained, optimizer, problems):
+    def restore(self, trained, optimizer, made_from):
         """Claims the directory, puts its newest whole checkpoint, if any, into the weights {name:
         tensor} and the optimizer, sets `state`, cuts the logs to it and writes config.json.
-        problems: a fingerprint of what the run is about."""
+        made_from: fingerprints of what the run is made from, by name; must be as they were."""
         self.claim()
         self.trained, self.optimizer, self.started = trained, optimizer, time.monotonic()
         self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0)
-        self.state |= dict(failed=0, problems=problems, logs=dict.fromkeys(self.LOGS, 0))
-        found = sorted(self.path.glob("checkpoint/step-*"), reverse=True)
+        self.state |= dict(failed=0, made_from=made_from, logs=dict.fromkeys(self.LOGS, 0))
+        folder = self.path / "checkpoint"
+        if not folder.is_dir() and (self.path / "metrics.jsonl").exists():
+            raise InputError(f"--resume: {folder} is gone, and what was learned with it")
+        found = sorted(folder.glob("step-*"), reverse=True)
         whole = [each for each in found if each.name.endswith(digest(each))]
         for damaged in found if not whole else found[: found.index(whole[0])]:
             print(f"wd1: {damaged} is damaged, passed over", file=sys.stderr)
         if found:
             with refusing(f"--resume: no checkpoint in {self.path} is whole and fits the model"):
                 self.saved = whole[0]
-                self.state = json.loads((self.saved / "state.json").read_text())
+                saved = json.loads((self.saved / "state.json").read_text())
+                self.state = {name: saved[name] for name in self.state}
                 self.read_tensors(self.saved, checkpoint_tensors(trained, optimizer))
-        if self.state["problems"] != problems:
-            raise InputError(f"--resume: the problems are not those that {self.path} began with")
+        for name, mark in made_from.items():
+            if self.state["made_from"].get(name) != mark:
+                raise InputError(f"--resume: {name} has changed since {self.path} began")
         self.passes = self.state["forward_passes"]
         self.started -= self.state["seconds"]
         everywhere()
         if RANK == 0:
             self.write_json("config.json", asdict(self.config))
+            folder.mkdir(exist_ok=True)
             for name, size in self.state["logs"].items():
                 with (self.path / name).open("ab") as log:
                     if log.tell() < size:
@@ -1073,12 +1112,10 @@ class RunDirectory:
     def publish(self, written, name):
         """Gives what is written, once it is on the disk, its name."""
         for file in (*written.glob("*"), written):
-            number = os.open(file, os.O_RDONLY)
-            os.fsync(number)
-            os.close(number)
+            to_disk(file)
         if (self.path / name).is_dir():
             shutil.rmtree(self.path / name)
-        written.rename(self.path / name)
+        to_disk(written.rename(self.path / name).parent)
 
     def write_json(self, name, content):
         file = self.unfinished()
@@ -1086,12 +1123,13 @@ class RunDirectory:
         self.publish(file, name)
 
     def save(self):
-        """Writes a checkpoint and drops all but the one before it."""
+        """Writes a checkpoint, drops all but the one before it, and sums up the run so far."""
         directory, folder = self.path / "unfinished", self.path / "checkpoint"
         if RANK == 0:
-            self.state["logs"] = {name: (self.path / name).stat().st_size for name in self.LOGS}
+            for name in self.LOGS:
+                to_disk(self.path / name)
+                self.state["logs"][name] = (self.path / name).stat().st_size
             self.unfinished().mkdir()
-            folder.mkdir(exist_ok=True)
         everywhere()
         self.write_tensors(directory, checkpoint_tensors(self.trained, self.optimizer))
         everywhere()
@@ -1102,6 +1140,8 @@ class RunDirectory:
             for other in set(folder.iterdir()) - {whole, self.saved}:
                 shutil.rmtree(other)
             self.saved = whole
+            self.write_json("summary.json", self.state)
+            plot(self.path)
 
     def write_tensors(self, directory, tensors):
         if RANK == 0:
@@ -1121,8 +1161,6 @@ class RunDirectory:
             model.save_pretrained(directory, **weights)
             tokenizer.save_pretrained(directory)
             self.publish(directory, "model")
-            self.write_json("summary.json", self.state)
-            plot(self.path)
 
     def model_weights(self, model):
         """What save_pretrained is told: or peft might save embeddings, if it found them changed."""
@@ -1163,6 +1201,13 @@ class RunDirectory:
         raise SystemExit(f"stopped after step {self.state['steps']}; to go on: {again}")
 
 
+def to_disk(path):
+    """Waits until a file, or what a directory says, would survive a power cut."""
+    number = os.open(path, os.O_RDONLY)
+    os.fsync(number)
+    os.close(number)
+
+
 def checkpoint_tensors(trained, optimizer):
     """All tensors of a checkpoint by name: the weights that are trained, and AdamW's state."""
     tensors = {}
@@ -1200,6 +1245,16 @@ def plot(path):
     axes.figure.savefig(path / "curve.png", dpi=150)
 
 
+def made_from(config, model, train_set, test_set):
+    """Fingerprints of what a run is made from. `resume` refuses any other, by its name here."""
+    task = Path(inspect.getfile(type(get_task(config.task)))).read_text()
+    kept = {name: value for name, value in vars(config).items() if name not in MAY_CHANGE}
+    problems = [train_set[:], test_set[:]]
+    parts = {"the task's file": task, "a setting": kept, "one of the problems": problems}
+    marks = {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
+    return marks | {"the model or its tokenizer": model.fingerprint}
+
+
 def problems_at(step, train_set, config):
     """The problems of a step, each G times on end."""
     count = config.batch_size // config.num_generations
@@ -1223,8 +1278,7 @@ def train(
     optimizer = torch.optim.AdamW(trained.values(), config.learning_rate, **options)
     lengths = config.warmup_steps, config.max_steps + 1
     [rate] = transformers.get_scheduler(config.lr_scheduler, optimizer, *lengths).lr_lambdas
-    problems = zlib.crc32(json.dumps([train_set[:], test_set[:]]).encode())
-    run.restore(trained, optimizer, problems)
+    run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
     for network in {model, reference or model}:
         network.get_decoder().register_forward_pre_hook(run.count_pass)
     state, evaluated = run.state, (model, tokenizer, test_set, config, generate)
@@ -1247,9 +1301,10 @@ def train(
             metrics |= learn(model, optimizer, batch, config)
             metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
-            if state["failed"] == 3:
+            lost = state["failed"] == (1 if step == config.max_steps else 3)
+            if lost or not everywhere(all(bool(w.isfinite().all()) for w in trained.values())):
                 advice = "start again with a lower --learning_rate"
-                raise FloatingPointError(f"no finite loss in steps up to {step}: {advice}")
+                raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")
             if step == config.max_steps or config.eval_every and step % config.eval_every == 0:
                 metrics["eval"] = state["after"] = evaluate_model(*evaluated)
             run.record(metrics, batch, tokens_per_second=speed)
@@ -1267,16 +1322,19 @@ def train(
 
 
 def evaluate_model(model, tokenizer, test_set, config, generate=generate):
-    """{"accuracy", "reward", "lengths": {L: both}, "problems"}; the first two at the length nearest
-    to gen_length."""
+    """{"accuracy", "reward", "published_score", "lengths": {L: these three}, "problems"}; the first
+    three at the length nearest to gen_length. published_score is by the published runs' rules."""
     task, lengths = get_task(config.task), {}
+    judgements = dict(accuracy=task.correct, reward=task.reward)
+    judgements["published_score"] = task.published_score
     for length in config.eval_lengths:
         sizes = length, (length + 1) // 2  # two tokens a step, as in the published runs
         rollout = sample(model, tokenizer, test_set["prompt"], config, *sizes, generate=generate)
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        accuracy = fmean(bool(judge(task.correct, *answer)) for answer in answers)
-        reward = fmean(judge(task.reward, *answer) for answer in answers)
-        lengths[str(length)] = {"accuracy": accuracy, "reward": reward}
+        lengths[str(length)] = {
+            name: fmean(judge(function, *answer) for answer in answers)
+            for name, function in judgements.items()
+        }
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
     return {**lengths[str(nearest)], "lengths": lengths, "problems": len(test_set)}
 
@@ -1292,7 +1350,7 @@ def evaluate(config, *, load=load_model, generate=generate):
 # ============================================================================ 8. The command line
 
 
-class Parser(transformers.HfArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
 
     def error(self, message):
@@ -1301,11 +1359,26 @@ class Parser(transformers.HfArgumentParser):
 
 def parse_arguments(argv=None, config_class=Config):
     """The command line as a Config."""
-    options = dict(allow_abbrev=False, formatter_class=argparse.HelpFormatter)
-    parser = Parser(config_class, description=__doc__.splitlines()[0], **options)
-    parser.set_defaults(**dict.fromkeys(each.name for each in fields(config_class)))
-    given = vars(parser.parse_args(argv)).items()
-    return config_class(**{name: value for name, value in given if value is not None})
+    parser = Parser(
+        usage=f"{config_class.program} [--SETTING VALUE ...]",
+        description=__doc__.splitlines()[0],
+        epilog=f"Other defaults, by task and for models named tiny: {PRESETS}",
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=26),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    types = {int: dict(type=int), Optional[int]: dict(type=int), float: dict(type=float)}
+    types |= {bool: dict(nargs="?", const=True, type=string_to_bool)}
+    types |= {list[int]: dict(nargs="+", type=int)}
+    kinds, group = typing.get_type_hints(config_class), parser
+    for each in fields(config_class):
+        if each.metadata["group"]:
+            group = parser.add_argument_group(each.metadata["group"])
+        options = types.get(kinds[each.name], {})
+        group.add_argument(f"--{each.name}", help=each.metadata["help"], metavar="X", **options)
+    given, others = parser.parse_known_args(argv)
+    unknown = {word.strip("-").partition("=")[0]: None for word in others[:1]}
+    return config_class(**vars(given), **unknown)
 
 
 def main(argv=None, config_class=Config, train=train, evaluate=evaluate):

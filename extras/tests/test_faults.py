@@ -225,19 +225,35 @@ def test_lost_work_would_be_noticed(reference, tmp_path):
             run.assert_same()
 
 
-def test_a_run_without_finite_gradients_ends(tmp_path):
-    nan = lambda *_: torch.tensor(math.nan)
-    code, said = Run(tmp_path).start(setattr, torch.nn.utils, "clip_grad_norm_", nan).wait()
-    assert code == 1 and "no finite loss" in said
+@pytest.mark.parametrize("steps", [9, 1])
+def test_a_run_without_finite_gradients_ends_as_a_failure(tmp_path, steps):
+    """After three steps; or after the only one, rather than with a model that learned nothing."""
+
+    def prepare():
+        SETTINGS["max_steps"] = steps
+        torch.nn.utils.clip_grad_norm_ = lambda *_: torch.tensor(math.nan)
+
+    code, said = Run(tmp_path / "run").start(prepare).wait()
+    assert code == 1 and f"step {min(steps, 3)}: no finite loss" in said
 
 
-def test_what_must_not_go_on_is_refused_and_left_as_it_is(reference, tmp_path):
-    """A run whose problems have changed, and one of which no checkpoint is whole."""
+def test_a_run_of_which_no_checkpoint_is_whole_is_refused_and_left_as_it_is(reference, tmp_path):
     run = Run(shutil.copytree(reference.directory, tmp_path / "run"))
-    others = lambda *given: few_problems(*given)[1:]
-    for sentence in ("the problems are not", "is whole"):
-        before = contents(run.directory)
-        code, said = run.start(setattr, rewards.Sudoku, "problems", others).wait()
-        assert code == 2 and sentence in said and contents(run.directory) == before
-        for file in run.directory.glob("checkpoint/*/state.json"):
-            file.unlink()
+    for file in run.directory.glob("checkpoint/*/state.json"):
+        file.unlink()
+    before = contents(run.directory)
+    code, said = run.start().wait()
+    assert code == 2 and "is whole" in said and contents(run.directory) == before
+
+
+def test_ruined_weights_end_a_run_and_are_saved_nowhere(tmp_path):
+    """Nor are the metrics that come of them, which would be no JSON."""
+    run = Run(tmp_path / "run")
+
+    def ruin(optimizer):
+        optimizer.param_groups[0]["params"][-1].data[0] = math.inf
+
+    code, said = run.start(setattr, torch.optim.AdamW, "step", ruin).wait()
+    assert code == 1 and "step 1: no finite loss or weights" in said
+    assert not list(run.directory.glob("model")) and not contents(run.directory, "*/step-*/*")
+    assert "NaN" not in (run.directory / "metrics.jsonl").read_text()

@@ -60,6 +60,7 @@ class Watch:
         self.on = True
         try:
             value = judge(TASKS[name].reward, text, example)
+            value += judge(TASKS[name].published_score, text, example)
         except BaseException as error:
             return f"raised {error!r:.200}"
         finally:

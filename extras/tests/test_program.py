@@ -13,6 +13,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import rewards
 import wd1
@@ -117,8 +118,8 @@ BAD = """
 --max_steps 0 -> --max_steps 0
 --max_steps many -> invalid int value
 --eval_lengths 4000 -> 4017 tokens
---lr_scheduler square -> invalid choice: 'square'
---likelihood exact -> invalid choice: 'exact'
+--lr_scheduler square -> --lr_scheduler 'square'
+--likelihood exact -> --likelihood 'exact'
 --model nowhere/at/all -> --model nowhere/at/all
 --model /none.json -> --model /none.json
 --model /etc/passwd -> --model /etc/passwd
@@ -194,6 +195,47 @@ def test_what_a_run_directory_names_is_not_run(tmp_path, capsys):
     for changes in ({"likelihood": "evil"}, {"lr_scheduler": ["x"]}, {"max_steps": "1"}):
         (directory / "config.json").write_text(json.dumps(config | changes))
         assert call(again) == 2 and min(changes) in capsys.readouterr().err
+
+
+def edit(file, old, new):
+    """Replaces some text in a file."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def scale_weights(file):
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+
+
+MADE_FROM = {  # what a run is made from, changed, and words of the sentence that refuses to go on
+    "own.py": (lambda file: edit(file, "float(", "2 * float("), "the task's file has changed"),
+    "data.jsonl": (lambda file: edit(file, "four", "five"), "one of the problems has changed"),
+    "run/config.json": (lambda file: edit(file, '"lam": 1.0', '"lam": 2.0'), "a setting has changed"),
+    "base/model-00001-of-00002.safetensors": (scale_weights, "the model or its tokenizer"),
+    "base/tokenizer_config.json": (lambda file: edit(file, "assist", "ASSIST"), "its tokenizer"),
+    "run/checkpoint": (shutil.rmtree, "checkpoint is gone"),
+}
+
+
+def test_a_run_goes_on_only_with_what_it_was_made_from(tmp_path, capsys):
+    write_checkpoint(tmp_path / "base", "llada")
+    (tmp_path / "own.py").write_text(OWN_TASK + "    held_out = 2")
+    questions = [json.dumps({"question": f"four {number}?"}) for number in range(9)]
+    (tmp_path / "data.jsonl").write_text("\n".join(questions))
+    options = dict(task=f"{tmp_path}/own.py:Echo", data=tmp_path / "data.jsonl", lora_rank=2)
+    options |= dict(model=tmp_path / "base", max_steps=1)
+    assert run(tmp_path, **options)[0] == 0
+    for name, (change, words) in MADE_FROM.items():
+        shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+        change(tmp_path / name)
+        before = contents(tmp_path)
+        again = dict(task=options["task"], max_steps=2, resume=True)
+        assert call(arguments(output_dir=tmp_path / "run", **again)) == 2 and words in capsys.readouterr().err, name
+        assert contents(tmp_path) == before
+        shutil.rmtree(tmp_path)
+        tmp_path.with_name("copy").rename(tmp_path)
+    assert call(arguments(output_dir=tmp_path / "run", **again)) == 0
 
 
 def test_ctrl_c_leaves_a_run_that_its_last_words_go_on_with(tmp_path):

@@ -34,9 +34,10 @@ def trained(directory, source, rank=0, **settings):
                 weight += 0.1 * torch.randn(weight.shape, generator=seeded(0))
     options = dict(model=str(source), output_dir=str(directory), device="cpu", lora_rank=rank)
     run = wd1.RunDirectory(wd1.Config(**options, eval_lengths=[8], **settings))
-    run.restore({}, None, 0)
+    run.restore({}, None, {})
     run.record({"step": 1, "reward": 0.5, "eval": FIGURES})
     run.state |= SUMMARY
+    run.write_json("summary.json", run.state)
     run.finish(model, tokenizer)
     run.lock.release(force=True)
     return directory

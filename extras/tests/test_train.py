@@ -60,7 +60,7 @@ def test_a_run_learns_what_is_rewarded(tmp_path, objective):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (dict(objective="ppo"), "invalid choice: 'ppo'"),
+        (dict(objective="ppo"), "--objective 'ppo'"),
         (dict(threshold=0.0), "--threshold 0.0"),
         (dict(threshold=1.5), "--threshold 1.5"),
         (dict(epsilon=1.5), "--epsilon 1.5"),

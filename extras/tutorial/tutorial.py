@@ -224,7 +224,7 @@ def notebook(source):
     cells = [new_code_cell(FIRST_CELL)]
     for text, part in explained(read_parts(source)):
         cells += [new_markdown_cell(text)] if text else []
-        code = part.code.split("if __name__")[0].strip(), EXAMPLES.get(part.name)
+        code = re.sub(r"if __name__.*\n(    .*\n?)*", "", part.code).strip(), EXAMPLES.get(part.name)
         cells += [new_code_cell(cell) for cell in code if cell]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     return nbformat.writes(new_notebook(cells=cells, metadata=kernel))
