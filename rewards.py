@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import operator
 import os
 import random
@@ -26,8 +25,9 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
@@ -55,14 +55,32 @@ def refusing(sentence: str):
         raise InputError(f"{sentence} ({[*lines, type(error).__name__][0]})") from None
 
 
+class Unheard:
+    """A stream whose reader may go, as `| head` does: a run is worth more than what it prints."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 @contextmanager
 def one_sentence():
     """Ends a program in one sentence for what goes wrong inside: with code 2 for input that cannot
-    be used, 1 for what cannot go on, 130 for Ctrl-C. What should never happen is raised."""
+    be used, 1 for what cannot go on. What should never happen is raised. Ctrl-C ends it at once:
+    the error that Python makes of it is lost where a library is cleaning up."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with redirect_stdout(Unheard(sys.stdout)), redirect_stderr(Unheard(sys.stderr)):
+            yield
     except Exception as error:
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
@@ -83,8 +101,15 @@ def judge(judgement, completion: str, example: dict) -> float:
     """
     name = getattr(judgement, "__qualname__", judgement)
     with refusing(f"{name}: no reward for the completion {completion[:60]!r}"):
-        value = float(judgement(completion, example))
-        if not math.isfinite(value):
+        try:
+            value = float(judgement(completion, example))
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise ValueError(f"{where}: {error!r:.200}") from None
+        if not abs(value) < 1e30:  # which NaN is not, either
             raise ValueError(f"it is {value}")
         return value
 
@@ -133,6 +158,9 @@ def read_rows(path: str) -> list[tuple[str, dict]]:
             if kind == ".csv":
                 # csv's own line_num, so that the number is the one an editor shows.
                 reader = csv.DictReader(lines, strict=True)
+                names = reader.fieldnames or []
+                if len(set(names)) < len(names):
+                    raise ValueError("a column is there twice")
                 rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
             for number, line in enumerate(lines, 1):  # csv has left none
                 where = f"{path}, line {number}"
@@ -225,8 +253,8 @@ class Task:
         if not path:
             with refusing(f"{type(self).__name__} cannot make its problems"):
                 return list(self.problems(split, seed, blanks))
-        examples = []
-        for where, row in read_rows(path):
+        rows, examples = read_rows(path), []
+        for where, row in rows:
             try:
                 example = self.parse(row)
                 if example is not None:
@@ -234,6 +262,9 @@ class Task:
                     examples.append(example)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
+        if others := len(rows) - len(examples):
+            name = type(self).__name__
+            print(f"{path}: {others} of {len(rows)} problems are no {name}'s", file=sys.stderr)
         return examples
 
     def part(self, split, data=None, test_data=None, seed=0, blanks=8) -> Dataset:

@@ -716,14 +716,20 @@ def test_the_metrics_of_a_step_are_what_they_say():
 
 def test_a_model_or_a_prompt_that_cannot_be_right_is_refused(checkpoint):
     *_, model, tokenizer = checkpoint
-    check = lambda prompt: wd1.check_model(model, tokenizer, [prompt], wd1.Config(**FAST))
-    check("in the land")
+    check = lambda *prompts: wd1.check_model(model, tokenizer, prompts, wd1.Config(**FAST))
+    check("in the land", "of the mask")
 
-    def refuses(prompt, sentence):
+    def refuses(*prompts_and_sentence):
+        *prompts, sentence = prompts_and_sentence
         with pytest.raises(InputError, match=sentence):
-            check(prompt)
+            check(*prompts)
 
     refuses("the <|mask|>", "mask token stands in the prompts")
+    template, tokenizer.chat_template = tokenizer.chat_template, "in the land"
+    refuses("in", "the", "land", "the same of many prompts")
+    tokenizer.chat_template = None
+    refuses("in the land", "", "a prompt is empty")
+    tokenizer.chat_template = template
     for each in (model.config, *model.modules()):
         each.is_causal = True
     refuses("in the land", "reads left to right only")

@@ -133,7 +133,7 @@ class Config:
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = setting(
         "constant_with_warmup", "or linear, cosine: how the learning rate goes on"
     )
-    warmup_steps: int = setting(10, "training steps until the peak")
+    warmup_steps: int = setting(0, "training steps until the peak")
     weight_decay: float = setting(0.1, "AdamW's")
     max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
     lora_rank: int = setting(128, "of new LoRA adapters on q, k, v, up; 0: train all weights")
@@ -313,7 +313,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
         for name in ("mask_token_id", "eos_token_id"):
             if getattr(config, name) is None:
                 setattr(config, name, getattr(tokenizer, name))
-            ids = np.ravel(getattr(config, name)).tolist()
+            ids = getattr(config, name)
+            ids = ids if isinstance(ids, list) and name == "eos_token_id" else [ids]
             if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
                 raise ValueError(f"no {name} in config.json that is a token of the model")
         if config.mask_token_id in np.ravel(config.eos_token_id):
@@ -893,9 +894,9 @@ def check_model(model, tokenizer, prompts, config):
     for wrong, sentence in (
         (length > model.config.max_position_embeddings, f"{length} tokens are more than it allows"),
         (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
+        ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
         (2 * len(distinct) < len(set(prompts)), "its tokenizer makes the same of many prompts"),
         (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
-        ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
         (not noticed.isfinite().all(), "its logits are not finite numbers"),
         (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
     ):
@@ -1175,11 +1176,8 @@ class RunDirectory:
             self.asked = self.asked or time.monotonic()
             if time.monotonic() > self.asked + 1:
                 os._exit(128 + number)
-            try:
+            with contextlib.suppress(OSError):  # its reader is gone, as `| tee` is after Ctrl-C
                 os.write(2, b"\nstopping where the run can go on from; once more stops at once\n")
-            except OSError:  # its reader is gone, as `| tee` is after Ctrl-C: print to nobody
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(1, 2)
 
         before = {}
         if threading.current_thread() is threading.main_thread():

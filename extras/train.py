@@ -24,9 +24,10 @@ from wd1 import setting
 OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their own
     "wd1": {},
     "wd1-positive": {},
-    "wd1++": dict(  # the published run trained all weights, which takes several GPUs
-        mc_samples=16, num_generations=4, gen_length=512, block_length=512, rollout_batch_size=8,
-        temperature=0.1, learning_rate=1e-5,
+    "wd1++": dict(  # as published; --lora_rank 128 is for a single GPU
+        mc_samples=8, num_generations=4, gen_length=512, diffusion_steps=256, block_length=128,
+        temperature=0.4, rollout_batch_size=8, num_iterations=1, max_steps=150, lora_rank=0,
+        learning_rate=1e-6, weight_decay=0.0, max_grad_norm=1.0,
     ),
     "diffu-grpo": dict(beta=0.04),
 }  # fmt: skip

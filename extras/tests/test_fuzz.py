@@ -31,6 +31,7 @@ PIECES = r"""<answer> </answer> <reasoning> </reasoning> <|eot|> 0 7 1,450 $1,45
 \end{pmatrix} & \text{ \% \binom{99999}{9} \log_2 | \pm \in [ ] x i 9^{9^9} 10^{100} \def\x{\x\x}\x
 \input{/etc/passwd} y=2x __import__('os').system('true') exec('1') eval( open('EXECUTED','w')
 ().__class__ {0.__class__} %s 'a'*10**10 (1+2)*3+1 \boxed{\frac{3}{4}} \boxed{x^2+3x+2}""".split()
+PIECES += [r"\boxed 7", r"\fbox{"]
 PIECES += [" ", "\n", "\t", "\0", "\ufeff", "\u202e", "\ud800", "é", "####", "a" * 150, "{" * 150, "(" * 150]
 
 

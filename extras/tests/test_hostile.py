@@ -44,6 +44,9 @@ config.json {"mlp_hidden_size": 64} -> mlp.down_proj
 config.json {"n_layers": 3} -> layers.2
 config.json {"n_layers": 1} -> layers.1
 config.json {"mask_token_id": 9999} -> mask_token_id
+config.json {"mask_token_id": [1]} -> mask_token_id
+config.json {"eos_token_id": true} -> eos_token_id
+config.json {"mask_token_id": 260, "eos_token_id": [3, 260]} -> is an EOS
 config.json {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}} ->
 config.json {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"} ->
 config.json {"transformers_weights": "pytorch_model.bin"} ->

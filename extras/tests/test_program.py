@@ -238,6 +238,36 @@ def test_a_run_goes_on_only_with_what_it_was_made_from(tmp_path, capsys):
     assert call(arguments(output_dir=tmp_path / "run", **again)) == 0
 
 
+@pytest.mark.parametrize("body, words", [
+    ("return {}['x']", "own.py, line 8: KeyError('x')"), ("raise SystemExit(0)", "SystemExit(0)"),
+    ("return 1e300", "it is 1e+300"),
+])  # fmt: skip
+def test_a_reward_that_fails_is_shown_where_it_does(tmp_path, capsys, body, words):
+    (tmp_path / "own.py").write_text(OWN_TASK.replace("return float", f"{body}\n        float"))
+    code, _ = run(tmp_path, task=f"{tmp_path}/own.py:Echo")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and words in error and "no reward for the completion" in error
+
+
+def test_problems_to_test_on_are_not_those_to_train_on(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN_TASK.replace("{split} ", ""))
+    code, directory = run(tmp_path, task=f"{tmp_path}/own.py:Echo")
+    assert code == 2 and "all training problems" in capsys.readouterr().err
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1, 2.5])
+def test_ctrl_c_ends_a_program_that_has_just_begun(tmp_path, seconds):
+    options = arguments(**FAST | dict(output_dir=tmp_path, max_steps=10**6))
+    process = subprocess.Popen(
+        [sys.executable, "wd1.py", *options], stderr=subprocess.PIPE, text=True, cwd=HERE
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 1) and "Traceback" not in error
+
+
 def test_ctrl_c_leaves_a_run_that_its_last_words_go_on_with(tmp_path):
     """With the signal and the processes of a user."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)

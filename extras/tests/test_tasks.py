@@ -137,41 +137,90 @@ def test_math_rewards():
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("form", ["<answer>{}</answer>", "so <answer>\n{}", "</answer> <answer>{}", r"<answer>\boxed{{{}}}</answer>",
-    r"<answer> It is $\boxed{{{}}}$. </answer>", r"<answer>\fbox{{{}}}", r"so \boxed{{{}}}", r"\boxed{{7}} so \boxed {}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<answer>{}</answer>",
+        "so <answer>\n{}",
+        "</answer> <answer>{}",
+        r"<answer>\boxed{{{}}}</answer>",
+        r"<answer> It is $\boxed{{{}}}$. </answer>",
+        r"<answer>\fbox{{{}}}",
+        r"so \boxed{{{}}}",
+        r"\boxed{{7}} so \boxed {}",
+    ],
+)
 def test_a_boxed_and_a_tagged_result_count_alike(name, form):
     right, wrong = RESULTS[name], RESULTS[name][::-1] + "0"
     task, example = TASKS[name], EXAMPLES[name]
-    assert task.correct(form.format(right), example) and not task.correct(form.format(wrong), example)
-    assert task.published_score(form.format(right), example) == 1 > task.published_score(form.format(wrong), example)
+    assert task.correct(form.format(right), example) and not task.correct(
+        form.format(wrong), example
+    )
+    assert (
+        task.published_score(form.format(right), example)
+        == 1
+        > task.published_score(form.format(wrong), example)
+    )
     assert task.reward(form.format(right), example) > task.reward(form.format(wrong), example)
     box_asked = r"\boxed" in task.instruction and "<answer>" in task.instruction
     assert box_asked == (name != "sudoku")
 
 
-@pytest.mark.parametrize("name, text, gold, score, correct", [
-    ("gsm8k", r"<answer>\boxed{1,450}</answer>", "1450", 0, True), ("gsm8k", r"<answer>\boxed{18 of 20}</answer>", "18", 1, False),
-    ("gsm8k", r"<answer>\boxed{\$18}</answer>", "18", 1, True), ("gsm8k", r"Thus \boxed{72 \text{ hours}}", "72.0", 1, True),
-    ("gsm8k", "<answer>\n72 hours\n</answer>", "72", 1, True), ("gsm8k", "72", "72", 0, False), ("gsm8k", r"<answer>\boxed{.5}", "5", 1, False),
-    ("gsm8k", r"\boxed{72} <answer>73</answer>", "72", 0, False), ("gsm8k", "<answer>-3</answer>", "-3", 1, True),
-    ("countdown", r"<answer>\boxed{1+2+3=6}</answer>", None, 1, False), ("countdown", r"<answer>\boxed{1 \times 2 \cdot 3}", None, 1, True),
-    ("countdown", "<answer>1+2=3</answer>", None, 0, False), ("countdown", "1+2+3", None, 0, False),
-    ("math", r"\boxed{\dfrac12}", r"\frac{1}{2}", 1, True), ("math", r"\boxed{2/4}", r"\frac{1}{2}", 0, True),
-    ("math", r"<answer>\boxed{x = 5}</answer>", "5", 1, True), ("math", r"\boxed{5 \text{ cm}}", "5", 1, True), ("math", "", "5", 0, False),
-    ("math", r"\boxed{90^\circ}", "90", 1, True), ("math", r"\boxed{\left(3, 4\right)}", "(3,4)", 1, True), ("math", r"\boxed{1/2}", "0.5", 1, True),
-    ("sudoku", "<answer>2431 1342 3124 4213</answer>", None, 1, True), ("sudoku", "<answer>2431\n", None, 2 / 6, False),
-])  # fmt: skip
-def test_the_published_score_and_ours_of_texts_such_as_llada_writes(name, text, gold, score, correct):
+@pytest.mark.parametrize(
+    "name, text, gold, score, correct",
+    [
+        ("gsm8k", r"<answer>\boxed{1,450}</answer>", "1450", 0, True),
+        ("gsm8k", r"<answer>\boxed{18 of 20}</answer>", "18", 1, False),
+        ("gsm8k", r"<answer>\boxed{\$18}</answer>", "18", 1, True),
+        ("gsm8k", r"Thus \boxed{72 \text{ hours}}", "72.0", 1, True),
+        ("gsm8k", "<answer>\n72 hours\n</answer>", "72", 1, True),
+        ("gsm8k", "72", "72", 0, False),
+        ("gsm8k", r"<answer>\boxed{.5}", "5", 1, False),
+        ("gsm8k", r"\boxed{72} <answer>73</answer>", "72", 0, False),
+        ("gsm8k", "<answer>-3</answer>", "-3", 1, True),
+        ("countdown", r"<answer>\boxed{1+2+3=6}</answer>", None, 1, False),
+        ("countdown", r"<answer>\boxed{1 \times 2 \cdot 3}", None, 1, True),
+        ("countdown", "<answer>1+2=3</answer>", None, 0, False),
+        ("countdown", "1+2+3", None, 0, False),
+        ("math", r"\boxed{\dfrac12}", r"\frac{1}{2}", 1, True),
+        ("math", r"\boxed{2/4}", r"\frac{1}{2}", 0, True),
+        ("math", r"<answer>\boxed{x = 5}</answer>", "5", 1, True),
+        ("math", r"\boxed{5 \text{ cm}}", "5", 1, True),
+        ("math", "", "5", 0, False),
+        ("math", r"\boxed{90^\circ}", "90", 1, True),
+        ("math", r"\boxed{\left(3, 4\right)}", "(3,4)", 1, True),
+        ("math", r"\boxed{1/2}", "0.5", 1, True),
+        ("sudoku", "<answer>2431 1342 3124 4213</answer>", None, 1, True),
+        ("sudoku", "<answer>2431\n", None, 2 / 6, False),
+    ],
+)
+def test_the_published_score_and_ours_of_texts_such_as_llada_writes(
+    name, text, gold, score, correct
+):
     task, example = TASKS[name], {**EXAMPLES[name], **({"answer": gold} if gold else {})}
-    assert (task.published_score(text, example), task.correct(text, example)) == (pytest.approx(score), correct)
+    assert (task.published_score(text, example), task.correct(text, example)) == (
+        pytest.approx(score),
+        correct,
+    )
 
 
 def test_the_table_of_rewards_says_what_they_are():
     """extras/tasks/rewards.md: ours in every row that lays a reward beside the published one."""
-    rows = [line.split(" | ") for line in Path(HERE, "extras/tasks/rewards.md").read_text().splitlines() if " | `" in line]
+    rows = [
+        line.split(" | ")
+        for line in Path(HERE, "extras/tasks/rewards.md").read_text().splitlines()
+        if " | `" in line
+    ]
     assert len(rows) > 25
     for name, gold, text, ours, theirs, _ in rows:
-        gold, example = gold.strip("`"), {"puzzle": "0401034201240210", "solution": "2431134231244213", "answer": gold.strip("`")}
+        gold, example = (
+            gold.strip("`"),
+            {
+                "puzzle": "0401034201240210",
+                "solution": "2431134231244213",
+                "answer": gold.strip("`"),
+            },
+        )
         if " = " in gold:
             numbers, target = gold.split(" = ")
             example = {"nums": [int(number) for number in numbers.split()], "target": int(target)}
@@ -181,10 +230,20 @@ def test_the_table_of_rewards_says_what_they_are():
 
 def test_what_is_read_as_the_answer():
     for text, answer_, boxed in [
-        ("<answer>1</answer><answer>2", "1", None), ("</answer><answer>2", "2", None), ("x</answer> <answer>2", "2", None), ("x", None, None),
-        ("<answer>1<answer>2</answer>3</answer>", "2", None), (r"\boxed 3$ or so", None, "3"), (r"\fbox{3}", None, "3"), (r"\boxed  {{3}}.", None, "{3}"),
-        (r"\boxed", None, None), (r"\boxed{3", None, None), (r"\boxedly{3}", None, None), (r"\(\boxed \frac12\) so", None, r"\frac12"), (r"\boxed{}", None, ""),
-    ]:  # fmt: skip
+        ("<answer>1</answer><answer>2", "1", None),
+        ("</answer><answer>2", "2", None),
+        ("x</answer> <answer>2", "2", None),
+        ("x", None, None),
+        ("<answer>1<answer>2</answer>3</answer>", "2", None),
+        (r"\boxed 3$ or so", None, "3"),
+        (r"\fbox{3}", None, "3"),
+        (r"\boxed  {{3}}.", None, "{3}"),
+        (r"\boxed", None, None),
+        (r"\boxed{3", None, None),
+        (r"\boxedly{3}", None, None),
+        (r"\(\boxed \frac12\) so", None, r"\frac12"),
+        (r"\boxed{}", None, ""),
+    ]:
         assert (rewards.extract_answer(text), rewards.last_boxed(text)) == (answer_, boxed), text
 
 
@@ -217,7 +276,8 @@ def test_rewards_are_total(name, text):
      ("50\\%", "50", True), ("90^\\circ", "90", True), ("9^{9^{9^9}}", "3", False), ("12", "13", False), ("10^{12}", "1000000000000", True), ("\\frac{17}{21+\\sqrt[4]{\\frac{0.5}{12}}}", "\\frac{17}{21}", False),
      ("5120^r^5", "r", False), ("5", "x = 5", True), ("x \\in [-2,7]", "[-2,7]", True), ("{" * 150, "3", False), ("__import__('os')", "3", False),
      ("12_{10}", "12_8", False), ("10_3", "10_2", False), ("f'(x)", "f(x)", False), ("1,2", "(1,2)", False), ("1,2/1,2", "1,2", False),
-     ("12_{8}", "12_8", True), ("f(x)", "f'(x)", False), ("12_8", "12_{10}", False), ("12", "12_8", True), ("2,1", "1,2", True), ("\\pm 2", "2,-2", True), ("(f(1),2)", "(f(1), 2)", True)],
+     ("12_{8}", "12_8", True),
+     ("f(x)", "f'(x)", False), ("12_8", "12_{10}", False), ("12", "12_8", True), ("2,1", "1,2", True), ("\\pm 2", "2,-2", True), ("(f(1),2)", "(f(1), 2)", True)],
 )  # fmt: skip
 def test_latex_answers_that_mean_the_same(answer, gold, same):
     assert rewards.equivalent(answer, gold) is same and rewards.equivalent(gold, gold)
@@ -234,19 +294,22 @@ def test_rewards_take_a_megabyte(name, unit):
 
 DATA = {
     "sudoku": ("csv", "Puzzle,Solution\n0401034201240210,2431134231244213\n0,1234341221434321\n", 2),
-    "countdown": ("jsonl", '{"input": "30,100,93", "output": "23"}\n{"nums": [44, 19, 35], "target": 28}\n', 2),
+    "countdown": ("jsonl", '{"input": "30,100,93", "output": "23"}\n{"nums": [44, 19, 35], "target": 28}\n{"nums": [1, 2, 3, 4], "target": 24}\n', 2),
     "gsm8k": ("jsonl", '{"question": "2 + 2?", "answer": "Two and two. #### 4"}\n', 1),
-    "math": ("jsonl", '{"problem": "Half?", "solution": "It is $\\\\boxed{\\\\frac{1}{2}}$."}\n{"problem": "?", "solution": "so $\\\\boxed 3$."}\n{"problem": "?", "solution": "$\\\\fbox{4}$"}\n', 3),
+    "math": ("jsonl", '{"problem": "Half?", "solution": "It is $\\\\boxed{\\\\frac{1}{2}}$."}\n'
+        '{"problem": "?", "solution": "so $\\\\boxed 3$."}\n{"problem": "?", "solution": "$\\\\fbox{4}$"}\n', 3),
 }
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_public_file_formats(tmp_path, name):
+def test_public_file_formats(tmp_path, name, capsys):
     suffix, text, count = DATA[name]
     file = tmp_path / f"data.{suffix}"
     file.write_text(text)
     rows = TASKS[name].test(test_data=str(file))
     assert len(rows) == count and all(row["prompt"].startswith(TASKS[name].instruction) for row in rows)
+    said = "3 problems are no Countdown's" if name == "countdown" else ""
+    assert said in capsys.readouterr().err
     if name == "countdown":
         assert rows[0]["nums"] == [30, 100, 93] and rows[0]["target"] == 23
     if name == "math":
@@ -286,11 +349,13 @@ def test_one_file_is_split_without_overlap_and_two_files_are_kept_apart(tmp_path
     other = tmp_path / "test.csv"
     other.write_text("\n".join(["Puzzle,Solution", *rows[:100]]))
     train, test = (split(data=str(file), test_data=str(other)) for split in (task.train, task.test))
-    said = f"{288 - len(train)} of 288 training problems are left out: {other} has problems of the same solution"
+    said = f"{288 - len(train)} of 288 training problems are left out: {other} has problems of the"
+    said += " same solution"
     assert capsys.readouterr().err.startswith(said) and len(said.splitlines()) == 1
     protocol = rewards.get_task(f"{HERE}/extras/tasks/published.py:Sudoku")
     as_they_are = protocol.train(data=str(file), test_data=str(other))
-    assert len(as_they_are) == 288 and not capsys.readouterr().err and as_they_are["prompt"][0].startswith(TASKS["sudoku"].instruction)
+    assert len(as_they_are) == 288 and not capsys.readouterr().err
+    assert as_they_are["prompt"][0].startswith(task.instruction)
     assert len(test) == 100 and 88 <= len(train) <= 188 and not set(train["solution"]) & set(test["solution"])
     with pytest.raises(InputError, match="no problem is left"):
         task.train(data=str(other), test_data=str(file))
@@ -298,21 +363,39 @@ def test_one_file_is_split_without_overlap_and_two_files_are_kept_apart(tmp_path
 
 def test_the_table_of_published_texts_counts_each_file_once(tmp_path, capsys):
     texts = {
-        "gsm8k_instruct_128_64_0": [(r"\boxed{1,450}</answer><|eot_id|><|endoftext|>x", 1450.0, "?"), ("<answer>\\boxed{3}<|eot_id|>", 3.0, "?")],
-        "gsm8k_instruct_128_64_1": [("<answer>4</answer><|endoftext|><answer>5</answer>", 4.0, "?"), ("-3", None, "?")],
-        "countdown_instruct_256_128_0": [(r"<answer>\boxed{1+2+3 = 6}</answer>", [[1, 2, 3], 6], "?")],
+        "gsm8k_instruct_128_64_0": [
+            (r"\boxed{1,450}</answer><|eot_id|><|endoftext|>x", 1450.0, "?"),
+            ("<answer>\\boxed{3}<|eot_id|>", 3.0, "?"),
+        ],
+        "gsm8k_instruct_128_64_1": [
+            ("<answer>4</answer><|endoftext|><answer>5</answer>", 4.0, "?"),
+            ("-3", None, "?"),
+        ],
+        "countdown_instruct_256_128_0": [
+            (r"<answer>\boxed{1+2+3 = 6}</answer>", [[1, 2, 3], 6], "?")
+        ],
         "math500_instruct_99_64_0": [(r"\boxed{0.5}", r"\frac{1}{2}", "?")],
-        "sudoku_instruct_512_256_0": [("<answer>2431<|eot_id|>", "2431134231244213", "Puzzle: 0401034201240210\n")],
-    }  # fmt: skip
+        "sudoku_instruct_512_256_0": [
+            ("<answer>2431<|eot_id|>", "2431134231244213", "Puzzle: 0401034201240210\n")
+        ],
+    }
     for name, rows in texts.items():
-        records = [dict(generations=text, ground_truth=gold, question=question) for text, gold, question in rows]
+        records = [
+            dict(generations=text, ground_truth=gold, question=question)
+            for text, gold, question in rows
+        ]
         (tmp_path / f"{name}_generations.json").write_text(json.dumps({"generations": records}))
     assert published.table(published.scores(tmp_path)).splitlines()[2:] == [
-        "| countdown | 256 | 1 | 19.5 | 100.0 | 0.0 |", "| gsm8k | 128 | 4 | 69.3 | 50.0 | 75.0 |",
-        "| math | 99 | 1 | - | 100.0 | 100.0 |", "| sudoku | 512 | 1 | 5.5 | 33.3 | 0.0 |",
-    ]  # fmt: skip
+        "| countdown | 256 | 1 | 19.5 | 100.0 | 0.0 |",
+        "| gsm8k | 128 | 4 | 69.3 | 50.0 | 75.0 |",
+        "| math | 99 | 1 | - | 100.0 | 100.0 |",
+        "| sudoku | 512 | 1 | 5.5 | 33.3 | 0.0 |",
+    ]
     (tmp_path / "chess_a_1_1_0_generations.json").write_text("{}")
-    for folder, sentence in ((tmp_path, "chess_a_1_1_0_generations.json: not a file"), (tmp_path / "no", "no .*there")):
+    for folder, sentence in (
+        (tmp_path, "chess_a_1_1_0_generations.json: not a file"),
+        (tmp_path / "no", "no .*there"),
+    ):
         with pytest.raises(InputError, match=sentence):
             published.scores(folder)
 
