@@ -85,7 +85,8 @@ def one_sentence():
         several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
         foreseen = isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
-        if not lost and not foreseen and type(error).__name__ != "OutOfMemoryError":
+        too_large = re.search("OutOfMemory|t allocate memory", f"{type(error)} {error}")
+        if not lost and not foreseen and not too_large:
             raise
         reason = str(error).strip().splitlines()[0]
         hint = "; --resume goes on from the last checkpoint" if lost else ""

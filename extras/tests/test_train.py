@@ -1,12 +1,13 @@
 """The extended program, as a user runs it: python -m extras.train."""
 
+import re
 from unittest.mock import Mock
 
 import pytest
 
 import rewards
 from extras import train
-from extras.tests.program import even_characters, metrics, run
+from extras.tests.program import HERE, even_characters, metrics, run
 
 WAYS = [  # settings of a run, and its forward passes per gradient step, beyond sampling
     (dict(likelihood="elbo", mc_samples=2, complementary=True, shared_masks=True), 2),
@@ -100,3 +101,13 @@ def test_evaluation_samples_as_asked(tmp_path, monkeypatch, capsys):
     code, directory = run(tmp_path, main=train.main, eval_only=True, **asked)
     assert code == 0 and all(way.called for way in used)
     assert '"accuracy"' in capsys.readouterr().out and not directory.exists()
+
+
+def test_the_table_of_defaults_says_what_they_are():
+    page = (HERE / "extras/methods/defaults.md").read_text()
+    for section, objective in zip(page.split("\n## ")[1:], ("wd1", "wd1++", "diffu-grpo")):
+        config = train.MoreConfig(model="x/y", task="countdown", objective=objective)
+        rows = re.findall(r"(?m)^\| `(\w+)` \| .*? \| (.*?) \|", section)
+        assert len(rows) >= 3
+        for name, ours in rows:
+            assert str(getattr(config, name)).lower() in (ours, str(ours).replace("e-6", "e-06"))
