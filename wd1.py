@@ -158,7 +158,7 @@ class Config:
         name = re.sub(r"[^\w.+-]+", "-", f"{model}-{Path(task).name}").strip("-.")
         settings |= {"output_dir": f"runs/{name}", **given}
         if settings["resume"] is True:
-            settings |= saved_settings(Path(settings["output_dir"]), given)
+            settings |= saved_settings(Path(settings["output_dir"]), given) | given
         vars(self).update(settings)
         self.__post_init__()
 
@@ -222,17 +222,13 @@ def fits(value, kind, least):
 
 
 def saved_settings(run, given):
-    """The settings of a run to resume; InputError if `given` says otherwise, or if its task is a
-    file, which would be run and is perhaps a stranger's, and is not given as well."""
+    """The settings of a run to resume; InputError if its task is a file, which would be run and is
+    perhaps a stranger's, and is not `given` as well."""
     with refusing(f"--resume: {run} holds no run to go on with"):
         saved = dict(json.loads((run / "config.json").read_text()))
-    for name in (saved.keys() & given.keys()) - set(MAY_CHANGE):
-        if json.dumps(saved[name]) != json.dumps(given[name]):
-            change = f"--{name} was {saved[name]} and now is {given[name]}"
-            raise InputError(f"--resume: {change}: start a new run to change it")
     if ".py:" in str(saved.get("task")) and "task" not in given:
         raise InputError(f"--resume: the task is a file, which is run: add --task {saved['task']}")
-    return saved | given
+    return saved
 
 
 # ==================================================================================== 2. The model
@@ -1072,7 +1068,7 @@ class RunDirectory:
                 self.read_tensors(self.saved, checkpoint_tensors(trained, optimizer))
         for name, mark in made_from.items():
             if self.state["made_from"].get(name) != mark:
-                raise InputError(f"--resume: {name} has changed since {self.path} began")
+                raise InputError(f"--resume: {name} has changed; start a new run to change it")
         self.passes = self.state["forward_passes"]
         self.started -= self.state["seconds"]
         everywhere()
@@ -1244,11 +1240,10 @@ def plot(path):
 
 
 def made_from(config, model, train_set, test_set):
-    """Fingerprints of what a run is made from. `resume` refuses any other, by its name here."""
-    task = Path(inspect.getfile(type(get_task(config.task)))).read_text()
-    kept = {name: value for name, value in vars(config).items() if name not in MAY_CHANGE}
-    problems = [train_set[:], test_set[:]]
-    parts = {"the task's file": task, "a setting": kept, "one of the problems": problems}
+    """Marks of what a run is made from. `resume` refuses any other, by its name here."""
+    parts = {f"--{name}": vars(config)[name] for name in vars(config).keys() - set(MAY_CHANGE)}
+    parts["the task's file"] = Path(inspect.getfile(type(get_task(config.task)))).read_text()
+    parts["one of the problems"] = [train_set[:], test_set[:]]
     marks = {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
     return marks | {"the model or its tokenizer": model.fingerprint}
 
