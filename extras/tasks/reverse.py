@@ -23,8 +23,12 @@ class Reverse(Task):
         examples = ({"question": word} for word in words)
         return [example for example in examples if self.is_test(example) == (split == "test")]
 
+    def answer(self, example):
+        """The text of a right answer, where the task can give one."""
+        return example["question"][::-1]
+
     def reward(self, completion, example):
         """The fraction of the letters in the text `completion` that are right; 1 is correct."""
         answer = (extract_answer(completion) or "").strip()
-        right = example["question"][::-1]
+        right = self.answer(example)
         return sum(a == b for a, b in zip(answer, right)) / max(len(answer), len(right))
