@@ -282,6 +282,17 @@ def test_ctrl_c_leaves_a_run_that_its_last_words_go_on_with(tmp_path):
     assert [line["step"] for line in metrics(tmp_path)] == [*range(done + 2)] and done < 900
 
 
+def test_what_is_installed_is_the_program(tmp_path):
+    """With extras/install found before this folder, as pip installs it, from anywhere else."""
+    words = [sys.executable, "-c", "import wd1, wd1.extras.train; print(wd1.__file__, wd1.generate)"]
+    home = os.environ | {"PYTHONPATH": str(HERE / "extras" / "install")}
+    said = subprocess.run(words, cwd=tmp_path, env=home, capture_output=True, text=True, check=True)
+    assert str(HERE / "wd1.py") in said.stdout
+    words[2] = "import wd1; wd1.main(['--bogus'])"
+    done = subprocess.run(words, cwd=tmp_path, env=home, capture_output=True, text=True)
+    assert done.returncode == 2 and "wd1: --bogus" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_three_files_alone_are_the_program(tmp_path, monkeypatch):
     """In a folder where nothing of extras can be imported, a run on real formats ends, goes on with
     the settings that it had, and its model is evaluated."""
