@@ -202,7 +202,7 @@ PRESETS = {  # what differs from the defaults, by task and for models named tiny
     "sudoku": dict(num_iterations=8),
     "tiny": dict(
         blanks=6, likelihood="elbo", mc_samples=2, gen_length=19, diffusion_steps=10,
-        block_length=19, temperature=1.0, rollout_batch_size=256, max_steps=80, batch_size=256,
+        block_length=19, temperature=1.5, rollout_batch_size=256, max_steps=80, batch_size=256,
         num_generations=16, num_iterations=2, micro_batch_size=256, learning_rate=1e-4,
         lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0, lora_rank=0, eval_lengths=[19],
         eval_size=500, eval_every=10, save_every=10,
