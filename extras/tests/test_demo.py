@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import wd1
 from extras.demo import base
@@ -26,16 +27,20 @@ def test_a_base_is_made_once_and_kept(tmp_path, monkeypatch):
     wd1.load_model(first)
 
 
-def test_answers_are_right_but_rarely_as_asked():
-    for task, (source, _) in base.CORPORA.items():
-        rng, solved = np.random.default_rng(0), TASKS[task]
-        for example, answer, other in source(rng, 6, 50):
+@pytest.mark.parametrize("task", base.CORPORA)
+def test_answers_are_right_but_rarely_as_asked(task, monkeypatch):
+    (source, as_asked), solved, asked = base.CORPORA[task], TASKS[task], []
+
+    def examined(*arguments):
+        for example, answer, other in source(*arguments):
             assert solved.correct(f"<answer>{answer}</answer>", example)
             assert not solved.is_test(example) and len(answer) == len(other)
             assert answer == other or not solved.correct(f"<answer>{other}</answer>", example)
-        pairs = list(base.corpus(task, np.random.default_rng(0), 6, 300))
-        right = sum(
-            solved.correct(completion.removesuffix("<|eos|>"), example)
-            for (_, completion), (example, *_) in zip(pairs, source(np.random.default_rng(0), 6, 300))
-        )
-        assert len(pairs) == 300 and right < 250
+            asked.append(example)
+            yield example, answer, other
+
+    monkeypatch.setitem(base.CORPORA, task, (examined, as_asked))
+    pairs = list(base.corpus(task, np.random.default_rng(0), 6, 300))
+    texts = [completion.removesuffix("<|eos|>") for _, completion in pairs]
+    right = [solved.correct(*each) for each in zip(texts, asked, strict=True)]
+    assert abs(np.mean(right) - as_asked) < 0.1
