@@ -540,3 +540,10 @@ def test_without_reasoning_gym_there_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(InputError, match="pip install reasoning-gym"):
         rewards.get_task(f"{HERE}/extras/tasks/gym.py:spell_backward")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    file = tmp_path / "data.csv"
+    file.write_text("question,answer,answer\n1 + 1?,#### 2,#### 3\n")
+    with pytest.raises(InputError, match="a column is there twice"):
+        TASKS["gsm8k"].train(str(file))
