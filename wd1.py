@@ -118,7 +118,7 @@ class Config:
     mc_samples: int = setting(1, "mask draws of an estimate, one forward pass each")
     prompt_mask_prob: float = setting(0.15, "one_step: probability of masking a prompt token")
     lam: float = setting(1.0, "strength of the KL to the sampling policy; psi = 1 / (lam + beta)")
-    beta: float = setting(0.0, "strength of the KL to the reference, the model at the start")
+    beta: float = setting(0.0, "strength of the KL to the reference, the base model")
     gen_length: int = setting(256, "tokens of a completion, L", group="sampling")
     diffusion_steps: int = setting(128, "denoising steps of a completion, T")
     block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
@@ -243,9 +243,9 @@ def saved_settings(run, given):
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds; only names differ, and for Dream where a prediction is read. With the causal mask left on
 # nothing would fail, and nothing be learned: `set_up` tries each model before its first step.
-# Section 3 needs `predict_logits` alone; what stands before it reads checkpoints. They come from
-# strangers: JSON, safetensors and tokenizers' tables are read, never code or pickles, and of their
-# settings only those that are listed here.
+# Later sections need what stands from `encode` on; what is before it reads checkpoints. They come
+# from strangers: JSON, safetensors and tokenizers' tables are read, never code or pickles, and of
+# their settings only those that are listed here.
 
 Llama, Qwen2 = transformers.LlamaForCausalLM, transformers.Qwen2ForCausalLM
 FAMILIES = {  # model_type in config.json -> stock class; a2d: autoregressive models, converted
@@ -277,7 +277,7 @@ ONLY = {  # settings that the stock classes would ignore: the one value that the
 READ = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act
 num_key_value_heads head_dim max_position_embeddings initializer_range rms_norm_eps rope_theta
 rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias attention_dropout
-pad_token_id bos_token_id""".split()  # all else in a config.json is left unread
+pad_token_id bos_token_id""".split()  # what a stock config is made from
 LORA = "r lora_alpha lora_dropout target_modules use_rslora".split()
 NOTES = """base_model_name_or_path task_type inference_mode revision auto_mapping
 peft_version""".split()  # of adapter_config.json; any other must be as in plain LoRA
@@ -522,9 +522,9 @@ def as_reference(model):
 
 
 # =========================================================== 3. Sampling: the reverse process
-# Start from the prompt and a canvas of L masks. At each step t guess every token that is masked in
-# the canvas x_t, write those few of the current block that the model is surest of, and leave the
-# rest masked. Blocks go left to right (LLaDA, arXiv 2502.09992).
+# Start from the prompt and a canvas of L masks. At each step t, seeing the whole canvas x_t, guess
+# every masked token of the current block, write those few that the model is surest of, and leave
+# the rest masked. What is written stays. Blocks go left to right (LLaDA, arXiv 2502.09992).
 #
 #     x0_t[i] ~ p(o_i | q, x_t)     a guess at each masked token, on its own
 #     c_i = p(x0_t[i] | q, x_t)     how sure the model is of it
@@ -646,16 +646,17 @@ def generate(
 
 
 # ================================================================ 4. The likelihood log p(o|q)
-# Every estimate hides part of the completion, asks the model for it in one forward pass, and weighs
-# the answers:
+# Every estimate hides some of the completion or all of it, asks the model for that in one forward
+# pass, and weighs the answers:
 #
 #     log p(o | q) ≈ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
 #
 # They differ only in what each canvas x_v hides and how answers are weighed; a View says just that.
 # The ELBO is a lower bound (for a model that writes in random order), noisy by its masks; the
-# one-step estimate is biased, and noisy by the prompt's. A completion ends with its first EOS: what
-# the sampler wrote after it is no part of o and never scored, or a model would be paid for its
-# padding; and it is hidden, so that the model cannot peek.
+# one-step estimate is biased, and noisy by the masks that it puts on the prompt. (`learn` takes the
+# Views one at a time, so that one graph is alive; `elbo` and its like are whole.) A completion ends
+# with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model
+# would be paid for its padding; and it is hidden, so that the model cannot peek.
 
 
 class View(NamedTuple):
@@ -812,7 +813,8 @@ def wd1_loss(log_likelihood, w_plus, w_minus):
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
 # kilobytes, compute the same weights and draw the same masks; each learns from its share of the
-# rows, and gradients are summed once an update. So the number of ranks changes nothing else.
+# rows, and gradients are summed once an update. Another number of ranks is another draw (of
+# samples, where they are made in smaller batches, and of dropout), but the same method.
 
 
 @dataclass
@@ -1294,7 +1296,8 @@ def train(
             metrics |= learn(model, optimizer, batch, config)
             metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
-            lost = state["failed"] == (1 if step == config.max_steps else 3)
+            # Three steps on end without an update, or the last one, and nothing will come of it.
+            lost = state["failed"] >= (1 if step == config.max_steps else 3)
             if lost or not everywhere(all(bool(w.isfinite().all()) for w in trained.values())):
                 advice = "start again with a lower --learning_rate"
                 raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")

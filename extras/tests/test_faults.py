@@ -225,9 +225,9 @@ def test_lost_work_would_be_noticed(reference, tmp_path):
             run.assert_same()
 
 
-@pytest.mark.parametrize("steps", [9, 1])
+@pytest.mark.parametrize("steps", [9, 2, 1])
 def test_a_run_without_finite_gradients_ends_as_a_failure(tmp_path, steps):
-    """After three steps; or after the only one, rather than with a model that learned nothing."""
+    """After three steps; or after the last one, rather than with a model that learned nothing."""
 
     def prepare():
         SETTINGS["max_steps"] = steps
