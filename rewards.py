@@ -78,20 +78,21 @@ def one_sentence():
     be used, 1 for what cannot go on. What should never happen is raised. Ctrl-C ends it at once:
     the error that Python makes of it is lost where a library is cleaning up."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        with redirect_stdout(Unheard(sys.stdout)), redirect_stderr(Unheard(sys.stderr)):
+    with redirect_stdout(Unheard(sys.stdout)), redirect_stderr(Unheard(sys.stderr)):
+        try:
             yield
-    except Exception as error:
-        several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-        lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
-        foreseen = isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
-        too_large = re.search("OutOfMemory|t allocate memory", f"{type(error)} {error}")
-        if not lost and not foreseen and not too_large:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        hint = "; --resume goes on from the last checkpoint" if lost else ""
-        print(f"wd1: {reason}{hint}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        except Exception as error:
+            several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+            lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
+            kinds = InputError | FloatingPointError | OSError | SafetensorError
+            foreseen = isinstance(error, kinds)
+            too_large = re.search("OutOfMemory|t allocate memory", f"{type(error)} {error}")
+            if not lost and not foreseen and not too_large:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            hint = "; --resume goes on from the last checkpoint" if lost else ""
+            print(f"wd1: {reason}{hint}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def judge(judgement, completion: str, example: dict) -> float:
@@ -138,11 +139,16 @@ def last_boxed(text: str) -> str | None:
     return inside[1:end] if end else None
 
 
+def answer_and_box(completion: str) -> tuple[str | None, str | None]:
+    """The answer, and the box in it, or in the whole text if it has no answer."""
+    answer = extract_answer(completion)
+    return answer, last_boxed(completion if answer is None else answer)
+
+
 def result(completion: str) -> str | None:
     """What a completion answers: the box in its answer, or the answer; without one, its last box;
     or None. So a boxed and a tagged result count alike."""
-    answer = extract_answer(completion)
-    boxed = last_boxed(completion if answer is None else answer)
+    answer, boxed = answer_and_box(completion)
     return answer if boxed is None else boxed
 
 
@@ -711,8 +717,7 @@ class Math(Task):
 
     def reward(self, completion, example):
         """Equivalent answer 2; answer tags 0.5, a box in them or without any 0.25, and 0.25."""
-        answer = extract_answer(completion)
-        boxed = last_boxed(completion if answer is None else answer)
+        answer, boxed = answer_and_box(completion)
         form = 0.25 + 0.5 * (answer is not None) + 0.25 * (boxed is not None)
         return 2.0 * self.correct(completion, example) + form
 

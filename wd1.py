@@ -862,11 +862,11 @@ def set_up(config, load=load_model):
     test_set = task.test(*files)
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
     train_set = test_set if config.eval_only else task.train(*files)
+    if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
+        raise InputError(f"--task {config.task}: its test problems are all training problems")
     dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
     options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
     model, tokenizer = load(config.model, seed=config.seed, **options)
-    if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
-        raise InputError(f"--task {config.task}: its test problems are all training problems")
     check_model(model, tokenizer, train_set["prompt"][:] + test_set["prompt"][:], config)
     torch.manual_seed(config.seed)
     if adapt and not hasattr(model, "peft_config"):
@@ -1065,8 +1065,8 @@ class RunDirectory:
         if found:
             with refusing(f"--resume: no checkpoint in {self.path} is whole and fits the model"):
                 self.saved = whole[0]
-                saved = json.loads((self.saved / "state.json").read_text())
-                self.state = {name: saved[name] for name in self.state}
+                state = json.loads((self.saved / "state.json").read_text())
+                self.state = {name: state[name] for name in self.state}
                 self.read_tensors(self.saved, checkpoint_tensors(trained, optimizer))
         for name, mark in made_from.items():
             if self.state["made_from"].get(name) != mark:
@@ -1321,16 +1321,14 @@ def evaluate_model(model, tokenizer, test_set, config, generate=generate):
     """{"accuracy", "reward", "published_score", "lengths": {L: these three}, "problems"}; the first
     three at the length nearest to gen_length. published_score is by the published runs' rules."""
     task, lengths = get_task(config.task), {}
-    judgements = dict(accuracy=task.correct, reward=task.reward)
-    judgements["published_score"] = task.published_score
     for length in config.eval_lengths:
         sizes = length, (length + 1) // 2  # two tokens a step, as in the published runs
         rollout = sample(model, tokenizer, test_set["prompt"], config, *sizes, generate=generate)
         answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        lengths[str(length)] = {
-            name: fmean(judge(function, *answer) for answer in answers)
-            for name, function in judgements.items()
-        }
+        accuracy = fmean(bool(judge(task.correct, *answer)) for answer in answers)
+        reward = fmean(judge(task.reward, *answer) for answer in answers)
+        score = fmean(judge(task.published_score, *answer) for answer in answers)
+        lengths[str(length)] = dict(accuracy=accuracy, reward=reward, published_score=score)
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
     return {**lengths[str(nearest)], "lengths": lengths, "problems": len(test_set)}
 
@@ -1363,9 +1361,13 @@ def parse_arguments(argv=None, config_class=Config):
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    types = {int: dict(type=int), Optional[int]: dict(type=int), float: dict(type=float)}
-    types |= {bool: dict(nargs="?", const=True, type=string_to_bool)}
-    types |= {list[int]: dict(nargs="+", type=int)}
+    types = {
+        int: dict(type=int),
+        Optional[int]: dict(type=int),
+        float: dict(type=float),
+        bool: dict(nargs="?", const=True, type=string_to_bool),
+        list[int]: dict(nargs="+", type=int),
+    }
     kinds, group = typing.get_type_hints(config_class), parser
     for each in fields(config_class):
         if each.metadata["group"]:
@@ -1373,6 +1375,7 @@ def parse_arguments(argv=None, config_class=Config):
         options = types.get(kinds[each.name], {})
         group.add_argument(f"--{each.name}", help=each.metadata["help"], metavar="X", **options)
     given, others = parser.parse_known_args(argv)
+    # A word that is no setting's is passed on as one, and refused there.
     unknown = {word.strip("-").partition("=")[0]: None for word in others[:1]}
     return config_class(**vars(given), **unknown)
 

@@ -15,6 +15,9 @@ import re
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
+
+from extras.measure import harness
 from rewards import TASKS, InputError, one_sentence, refusing
 
 # What the parser published with the texts gives each length, 128, 256 and 512 tokens.
@@ -60,14 +63,13 @@ def scores(folder: str) -> dict:
 
 def table(found: dict) -> str:
     """The Markdown table of `scores`."""
-    lines = ["| task | tokens | texts | their parser | our published_score | our accuracy |"]
-    lines.append("|" + "---|" * 6)
+    names = ["task", "tokens", "texts", "their parser", "our published_score", "our accuracy"]
+    rows = []
     for (name, length), cell in sorted(found.items()):
         theirs = dict(zip(LENGTHS, PUBLISHED[name])).get(length, "-")
         ours, right = (100 * fmean(column) for column in zip(*cell))
-        row = name, length, len(cell), theirs, f"{ours:.1f}", f"{right:.1f}"
-        lines.append(f"| {' | '.join(map(str, row))} |")
-    return "\n".join(lines)
+        rows.append([name, length, len(cell), theirs, f"{ours:.1f}", f"{right:.1f}"])
+    return harness.table(pd.DataFrame(rows, columns=names).set_index("task"))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import peft
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 import rewards
@@ -160,6 +162,13 @@ def test_an_output_directory_is_never_overwritten_and_a_resumed_run_keeps_its_se
     assert contents(directory) == before
 
 
+def test_an_exit_code_is_the_same_without_a_reader():
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "wd1.py", "--bogus"]
+    assert subprocess.run(words, stdout=writing, stderr=writing, cwd=HERE).returncode == 2
+
+
 def test_the_help_names_every_setting(capsys):
     assert call(["--help"]) == 0
     said = capsys.readouterr().out
@@ -204,6 +213,17 @@ def edit(file, old, new):
 
 def scale_weights(file):
     save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+
+
+def test_every_setting_but_those_that_may_change_is_a_mark_of_the_run():
+    rows = Dataset.from_list([{"prompt": "?"}])
+    marks = lambda config: wd1.made_from(config, Mock(fingerprint=1), rows, rows)
+    before = marks(wd1.Config(model="tiny"))
+    for name in vars(wd1.Config()):
+        config = wd1.Config(model="tiny")
+        setattr(config, name, "countdown" if name == "task" else "another")
+        changed = {mark for mark, value in marks(config).items() if before[mark] != value}
+        assert changed == set() if name in wd1.MAY_CHANGE else changed == {f"--{name}"}
 
 
 MADE_FROM = {  # what a run is made from, changed, and words of the sentence that refuses to go on
