@@ -35,6 +35,7 @@ if __name__ == "__main__":  # Python would raise an error, which some libraries 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import functools
@@ -857,6 +858,7 @@ def set_up(config, load=load_model):
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if config.device == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
     task, adapt = get_task(config.task), config.lora_rank and not config.eval_only
     files = config.data, config.test_data, config.seed, config.blanks
     test_set = task.test(*files)
