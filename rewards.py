@@ -12,30 +12,29 @@ bounded time, and none of it is ever executed. To train on a problem of your own
 """
 
 import ast
+import codecs
 import csv
-import functools
-import importlib.util
-import itertools
 import json
 import operator
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
-import threading
 import traceback
 import zlib
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from fileinput import FileInput
 from fractions import Fraction
-from pathlib import Path
+from functools import cache, lru_cache, partialmethod
+from importlib.util import module_from_spec, spec_from_file_location
 from statistics import fmean
+from subprocess import DEVNULL, PIPE, Popen
 
 import numpy as np
 from datasets import Dataset, load_dataset
 from safetensors import SafetensorError
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 
@@ -43,26 +42,28 @@ class InputError(ValueError):
     """Something the user gave cannot be used; its message is one sentence: what, and what to do."""
 
 
+def cause(error) -> str:
+    """What an error says, in a line; if it comes from a task's own file, what it is and where."""
+    for place in reversed(traceback.extract_tb(error.__traceback__)):
+        if place.filename in sys.modules and not isinstance(error, InputError):  # see `run_file`
+            return f"{place.filename}, line {place.lineno}: {error!r:.200}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
-def refusing(sentence: str):
+def refusing(sentence):
     """Whatever goes wrong inside is an InputError: `sentence`, with the cause in parentheses."""
     try:
         yield
-    except (InputError, KeyboardInterrupt, SystemExit):
+    except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # Rust (tokenizers) and torch.distributed raise no Exception
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"{sentence} ({[*lines, type(error).__name__][0]})") from None
+        raise InputError(f"{sentence} ({cause(error)})") from None
 
 
-class Unheard:
-    """A stream whose reader may go, as `| head` does: a run is worth more than what it prints."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
+class Unheard(codecs.StreamWriter):
+    """A stream whose reader may go, as `| head` does: a run is worth more than what it prints.
+    (A StreamWriter has all else that `self.stream` has.)"""
 
     def write(self, text):
         try:
@@ -82,41 +83,34 @@ def one_sentence():
         try:
             yield
         except Exception as error:
-            several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+            several = os.environ.get("WORLD_SIZE", "1") != "1"
             lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
-            kinds = InputError | FloatingPointError | OSError | SafetensorError
-            foreseen = isinstance(error, kinds)
             too_large = re.search("OutOfMemory|t allocate memory", f"{type(error)} {error}")
-            if not lost and not foreseen and not too_large:
+            if not (
+                lost
+                or too_large
+                or isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
+            ):
                 raise
-            reason = str(error).strip().splitlines()[0]
             hint = "; --resume goes on from the last checkpoint" if lost else ""
-            print(f"wd1: {reason}{hint}", file=sys.stderr)
+            print(f"wd1: {cause(error)}{hint}", file=sys.stderr)
             sys.exit(2 if isinstance(error, InputError) else 1)
 
 
-def judge(judgement, completion: str, example: dict) -> float:
+def judge(judgement, completion, example) -> float:
     """`judgement(completion, example)`, a Task's reward or correct, as a finite number.
 
     For rewards that users write: nothing should be learned from a NaN, nor a run of days die
     without a word on why. InputError says which completion has no reward.
     """
-    name = getattr(judgement, "__qualname__", judgement)
-    with refusing(f"{name}: no reward for the completion {completion[:60]!r}"):
-        try:
-            value = float(judgement(completion, example))
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{place.filename}, line {place.lineno}"
-            raise ValueError(f"{where}: {error!r:.200}") from None
+    with refusing(f"{judgement.__qualname__}: no reward for the completion {completion[:60]!r}"):
+        value = float(judgement(completion, example))
         if not abs(value) < 1e30:  # which NaN is not, either
             raise ValueError(f"it is {value}")
         return value
 
 
-def extract_answer(completion: str) -> str | None:
+def extract_answer(completion) -> str | None:
     """The text of the last `<answer>...</answer>` pair; without a pair, what follows the last
     `<answer>`, which the text ends in; or None. Linear in the length."""
     for text in completion.rpartition("</answer>")[0], completion:
@@ -126,7 +120,7 @@ def extract_answer(completion: str) -> str | None:
     return None
 
 
-def last_boxed(text: str) -> str | None:
+def last_boxed(text) -> str | None:
     r"""The content of the last `\boxed{...}` or `\fbox{...}` of a text, braces balanced; of
     `\boxed 3` what follows in its formula; or None."""
     *others, inside = re.split(r"\\(?:boxed|fbox)\b *", text)
@@ -134,66 +128,61 @@ def last_boxed(text: str) -> str | None:
         return None
     if not inside.startswith("{"):
         return re.split(r"[$\n]|\\\)", inside)[0].strip() or None
-    depths = itertools.accumulate((c == "{") - (c == "}") for c in inside)
-    end = next((place for place, depth in enumerate(depths) if depth == 0), None)
-    return inside[1:end] if end else None
+    depth = 0
+    for place, character in enumerate(inside):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return inside[1:place]
+    return None
 
 
-def answer_and_box(completion: str) -> tuple[str | None, str | None]:
+def answer_and_box(completion) -> tuple:
     """The answer, and the box in it, or in the whole text if it has no answer."""
     answer = extract_answer(completion)
     return answer, last_boxed(completion if answer is None else answer)
 
 
-def result(completion: str) -> str | None:
+def result(completion) -> str:
     """What a completion answers: the box in its answer, or the answer; without one, its last box;
-    or None. So a boxed and a tagged result count alike."""
+    or "". So a boxed and a tagged result count alike."""
     answer, boxed = answer_and_box(completion)
-    return answer if boxed is None else boxed
+    return (answer or "") if boxed is None else boxed
 
 
 # ----------------------------------------------------------------------------------- data files
 
 
-def read_rows(path: str) -> list[tuple[str, dict]]:
-    """A CSV (with a header) or JSON-lines file as `(where, row)` pairs; `where` is for errors."""
-    rows, kind = [], Path(path).suffix.lower()
-    if kind not in (".csv", ".jsonl", ".json"):
-        raise InputError(f"--data {path}: only .csv and .jsonl files can be read")
-    with refusing(f"--data {path}: cannot be read"):
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            if kind == ".csv":
-                # csv's own line_num, so that the number is the one an editor shows.
-                reader = csv.DictReader(lines, strict=True)
-                names = reader.fieldnames or []
-                if len(set(names)) < len(names):
-                    raise ValueError("a column is there twice")
-                rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
-            for number, line in enumerate(lines, 1):  # csv has left none
-                where = f"{path}, line {number}"
-                with refusing(f"{where}: cannot be read"):
-                    if line.strip():
-                        rows.append((where, json.loads(line)))
-    for where, row in rows:
+def read_rows(lines, kind):
+    """The rows of the text `lines` of a CSV (with a header) or JSON-lines file, one by one."""
+    if kind == "csv":
+        rows = csv.DictReader(lines, strict=True)
+        names = rows.fieldnames or []
+        if len(set(names)) < len(names):
+            raise InputError("a column is there twice")
+    elif kind in ("jsonl", "json"):
+        rows = map(json.loads, filter(str.strip, lines))
+    else:
+        raise InputError("only .csv and .jsonl files can be read")
+    for row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"{where}: not a JSON object ({{...}}, one a line)")
+            raise InputError("not a JSON object ({...}, one a line)")
         if None in row:
-            raise InputError(f"{where}: more fields than the header has")
-    if not rows:
-        raise InputError(f"--data {path}: the file holds no problems")
-    return rows
+            raise InputError("more fields than the header has")
+        yield row
 
 
-def field(row: dict, *names: str) -> str:
-    """The text of the first of the columns `names` that the row has; InputError without one."""
-    for name in names:
+def field(row, names, form=r"[^\ud800-\udfff]*", fault="is not text") -> str:
+    """The text of the first of the columns `names` ("Puzzle|puzzle") that the row has, or the group
+    of it in the pattern `form`. InputError without one, or if it has not that form. (Half a
+    surrogate pair is valid JSON, and no text.)"""
+    for name in names.split("|"):
         value = row.get(name)
         if value not in (None, ""):
             text = value if isinstance(value, str) else json.dumps(value)
-            with refusing(f"column '{name}' is not text"):
-                text.encode()  # half a surrogate pair is valid JSON, and no text
-            return text
-    raise InputError(f"column '{names[0]}' is missing or empty")
+            if match := re.fullmatch(form, text):
+                return match[match.lastindex or 0]
+            raise InputError(f"column '{name}' {fault}: {text[:40]!r}")
+    raise InputError(f"column '{names.partition('|')[0]}' is missing or empty")
 
 
 # ----------------------------------------------------------------------------------------- Task
@@ -204,38 +193,37 @@ class Task:
 
     A problem ("example") is a dict with a "prompt" and the fields its reward needs. Problems are
     split into train and test by `key`: two problems with one key are on one side, on every
-    machine and for every seed.
+    machine and for every seed. A task that can tell a right answer has it from `answer(example)`,
+    a text; only the demo asks for it, to pretrain a base model.
     """
 
     instruction = ""  # what every prompt of the task begins with
+    asked = "question"  # the field that follows it
     shared = "question"  # what `key` returns, in words
     held_out = 5  # one key in `held_out` is kept for testing
     keep_apart = True  # a file to test on leaves its keys out of training; False: as published
+    published = ""  # what the published evaluation reads of an answer, as a pattern; "": all
     hub = ()  # the name of a data set on the Hugging Face hub, and of its configuration
 
-    def problems(self, split: str, seed: int, blanks: int) -> list[dict]:
+    def problems(self, split, seed, blanks) -> list[dict]:
         """The task's own problems for `split` ("train" or "test"), where no file is given:
         from the hub, or generated. (`blanks` is a setting of sudoku's; others ignore it.)"""
         if not self.hub:
             raise InputError(f"{type(self).__name__} has no problems of its own: give --data FILE")
-        with refusing(f"{self.hub[0]} cannot be had from the hub; give a local copy with --data"):
-            rows = load_dataset(*self.hub, split=split)
-        examples = []
-        for row in rows:
-            with suppress(InputError):  # a few of MATH's have no \boxed{} result
-                examples.append(self.parse(row))
-        return examples
+        rows = map(self.parse, load_dataset(*self.hub, split=split))
+        return list(filter(None, rows))  # a few of MATH's have no \boxed{} result
 
-    def parse(self, row: dict) -> dict | None:
+    def parse(self, row) -> dict | None:
         """A row of a data file as an example without its prompt; None leaves it out, and an
         InputError names a bad column."""
+        self.question(row), self.key(row)  # here an error is told with its line
         return row
 
-    def question(self, example: dict) -> str:
+    def question(self, example) -> str:
         """What follows the instruction in the prompt."""
-        return field(example, "question")
+        return field(example, self.asked)
 
-    def key(self, example: dict) -> str:
+    def key(self, example) -> str:
         """What train and test must not share."""
         return self.question(example)
 
@@ -250,84 +238,87 @@ class Task:
     def published_score(self, completion: str, example: dict) -> float:
         """What the published evaluation gives a completion, 0 to 1: other rules than `correct`'s,
         by which its tables are made. (extras/measure/published.py lays both side by side.)"""
+        if self.published:
+            answer = re.search(self.published, result(completion))[0]
+            completion = f"<answer>{answer}</answer>"
         return float(self.correct(completion, example))
 
-    def is_test(self, example: dict) -> bool:
+    def scores(self, completions: list[str], examples: list[dict]) -> dict[str, float]:
+        """What the completions are worth on average: accuracy, reward and published_score."""
+        judged = dict(
+            accuracy=self.correct, reward=self.reward, published_score=self.published_score
+        )
+        pairs = list(zip(completions, examples))
+        return {name: fmean(judge(f, *pair) for pair in pairs) for name, f in judged.items()}
+
+    def is_test(self, example) -> bool:
         return zlib.crc32(str(self.key(example)).encode()) % self.held_out == 0
 
-    def load(self, path: str | None, split: str, seed: int, blanks: int) -> list[dict]:
-        """The examples of the file at `path`, or the task's own for `split`."""
-        if not path:
-            with refusing(f"{type(self).__name__} cannot make its problems"):
-                return list(self.problems(split, seed, blanks))
-        rows, examples = read_rows(path), []
-        for where, row in rows:
-            try:
-                example = self.parse(row)
-                if example is not None:
-                    self.question(example), self.key(example)  # or the error would not say where
-                    examples.append(example)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-        if others := len(rows) - len(examples):
-            name = type(self).__name__
-            print(f"{path}: {others} of {len(rows)} problems are no {name}'s", file=sys.stderr)
+    def load(self, path) -> list[dict]:
+        """The examples of the file at `path`; InputError says which line is none, and why."""
+        lines = FileInput(path, encoding="utf-8-sig")
+        try:
+            rows = [self.parse(row) for row in read_rows(lines, path.rpartition(".")[2].lower())]
+        except Exception as error:
+            raise InputError(f"{path}, line {lines.lineno()}: {cause(error)}") from None
+        examples = list(filter(None, rows))
+        if len(examples) < len(rows):
+            print(
+                f"{path}: {len(rows) - len(examples)} of {len(rows)} problems are no "
+                f"{type(self).__name__}'s",
+                file=sys.stderr,
+            )
         return examples
 
     def part(self, split, data=None, test_data=None, seed=0, blanks=8) -> Dataset:
         """The problems to "train" or to "test" on: those of the file `data` or `test_data`; without
         `test_data` what `is_test` says of `data`; without both the task's own."""
         path = test_data if test_data and split == "test" else data
-        examples = self.load(path, split, seed, blanks)
-        if test_data and split == "train" and self.keep_apart:
-            seen = {self.key(example) for example in self.load(test_data, "test", seed, blanks)}
-            count = len(examples)
-            examples = [example for example in examples if self.key(example) not in seen]
-            print(
-                f"{count - len(examples)} of {count} training problems are left out: "
-                f"{test_data} has problems of the same {self.shared}",
-                file=sys.stderr,
-            )
-        elif data and not test_data:
-            tested = split == "test"
-            examples = [example for example in examples if self.is_test(example) == tested]
-        return self.dataset(examples, f"{split} on")
-
-    train = functools.partialmethod(part, "train")
-    test = functools.partialmethod(part, "test")
-
-    def dataset(self, examples: list[dict], purpose: str) -> Dataset:
-        if not examples:
-            raise InputError(
-                f"no problem is left to {purpose}: give a larger --data, or another --test_data"
-            )
-        with refusing(f"{type(self).__name__}'s problems have not one kind of value in a column"):
+        with refusing(
+            f"{type(self).__name__}: its problems cannot be had; --data takes a file of them, "
+            "with one kind of value in a column"
+        ):
+            examples = self.load(path) if path else list(self.problems(split, seed, blanks))
+            if test_data and split == "train" and self.keep_apart:
+                seen, count = set(map(self.key, self.load(test_data))), len(examples)
+                examples = [example for example in examples if self.key(example) not in seen]
+                print(
+                    f"{count - len(examples)} of {count} training problems are left out: "
+                    f"{test_data} has problems of the same {self.shared}",
+                    file=sys.stderr,
+                )
+            elif data and not test_data:
+                test = split == "test"
+                examples = [example for example in examples if self.is_test(example) == test]
+            if not examples:
+                raise InputError(
+                    f"no problem is left to {split} on: give a larger --data or another --test_data"
+                )
             return Dataset.from_list(
                 [{**e, "prompt": self.instruction + self.question(e)} for e in examples]
             )
+
+    train = partialmethod(part, "train")
+    test = partialmethod(part, "test")
 
 
 # --------------------------------------------------------------------------------------- sudoku
 
 
-@functools.cache
+@cache
 def solved_grids() -> list[str]:
     """The 288 solved 4x4 sudokus, 16 digits row by row: all ways to fill cell after cell."""
     grids = [""]
     for cell in range(16):
         row, column = divmod(cell, 4)
-        above = cell - 4 - column % 2  # where the two cells above are, if they are of its box
+        box = cell // 8 * 8 + column // 2 * 2  # where its box begins
         grids = [
             grid + digit
-            for grid, digit in itertools.product(grids, "1234")
-            if digit not in grid[4 * row :] + grid[column::4] + grid[above:][:2] * (row % 2)
+            for grid in grids
+            for digit in "1234"
+            if digit not in grid[4 * row :] + grid[column::4] + grid[box:][:2]
         ]
     return grids
-
-
-def is_solved(grid: str) -> bool:
-    """Whether these are 16 digits of which every row, column and box holds 1, 2, 3 and 4."""
-    return grid in solved_grids()
 
 
 class Sudoku(Task):
@@ -338,8 +329,8 @@ class Sudoku(Task):
     not even a grid read by columns is shared.
     """
 
+    asked = "puzzle"
     shared = "solution (read by rows or by columns)"
-
     instruction = (
         "Solve this 4x4 sudoku: each row, each column and each 2x2 box must hold 1, 2, 3 and 4 "
         "once. The puzzle is written row by row, with 0 for an empty cell. Explain your steps "
@@ -356,43 +347,38 @@ class Sudoku(Task):
         the NumPy generator `rng`."""
         if not 1 <= blanks <= 11:
             raise InputError(f"--blanks {blanks}: a puzzle of one solution has 1 to 11 blanks here")
-        cells = np.array([list(map(int, grid)) for grid in solved_grids()])  # [288, 16]
-        tested = [self.is_test({"solution": grid}) for grid in solved_grids()]
-        own = np.flatnonzero(np.array(tested) == (split == "test"))
+        grids = np.array([[*grid] for grid in solved_grids()], int)  # [288, 16]
+        own = grids[
+            [self.is_test({"solution": grid}) == (split == "test") for grid in solved_grids()]
+        ]
         examples = []
         while len(examples) < size:
-            chosen = cells[rng.choice(own, 256)]  # [256, 16]
-            blank = rng.random((256, 16)).argsort(axis=1) < blanks
-            fits = (blank[:, None] | (chosen[:, None] == cells)).all(axis=2)  # [256, 288]
-            for row in np.flatnonzero(fits.sum(axis=1) == 1):  # one grid fits: one solution
-                solution = "".join(map(str, chosen[row]))
-                puzzle = "".join(map(str, np.where(blank[row], 0, chosen[row])))
+            solutions = rng.choice(own, 256)  # [256, 16]
+            blank = rng.random((256, 16)).argsort() < blanks
+            fits = (blank[:, None] | (solutions[:, None] == grids)).all(-1)  # [256, 288]
+            unique = fits.sum(-1) == 1  # one grid fits: one solution
+            for pair in zip((solutions * ~blank)[unique], solutions[unique]):
+                puzzle, solution = ("".join(map(str, cells)) for cells in pair)
                 examples.append({"puzzle": puzzle, "solution": solution})
         return examples[:size]
 
     def parse(self, row):
         # A spreadsheet drops leading zeros: they are part of the puzzle.
-        puzzle = field(row, "Puzzle", "puzzle").strip().zfill(16)
-        solution = field(row, "Solution", "solution").strip()
-        if not re.fullmatch("[0-4]{16}", puzzle) or "0" not in puzzle:
-            raise InputError(f"column 'Puzzle' is not 16 digits 0 to 4 with a 0: '{puzzle[:40]}'")
-        if not is_solved(solution):
-            raise InputError(f"column 'Solution' is not a solved 4x4 grid: '{solution[:40]}'")
-        if any(clue not in ("0", digit) for clue, digit in zip(puzzle, solution)):
-            raise InputError("column 'Solution' does not keep the clues of 'Puzzle'")
-        return {"puzzle": puzzle, "solution": solution}
-
-    def question(self, example):
-        return example["puzzle"]
+        form = r"\s*((?=.*0)[0-4]{16}|[0-4]{1,15})\s*"
+        puzzle = field(row, "Puzzle|puzzle", form, "is not 16 digits 0 to 4 with a 0").zfill(16)
+        form, fault = r"\s*([1-4]{16})\s*", "is not a solved 4x4 grid"
+        example = {"puzzle": puzzle, "solution": field(row, "Solution|solution", form, fault)}
+        if not self.correct(f"<answer>{example['solution']}</answer>", example):
+            raise InputError(f"column 'Solution' {fault} that keeps the clues of 'Puzzle'")
+        return example
 
     def key(self, example):
         grid = example["solution"]
         return min(grid, "".join(grid[column::4] for column in range(4)))
 
-    def grid(self, completion: str) -> str:
+    def grid(self, completion) -> str:
         """The digits of the answer, padded with 0 or cut to 16."""
-        digits = re.sub("[^0-9]", "", result(completion) or "")
-        return digits[:16].ljust(16, "0")
+        return re.sub("[^0-9]", "", result(completion))[:16].ljust(16, "0")
 
     def reward(self, completion, example):
         """The fraction of blanks that match the solution; 0 without an answer."""
@@ -404,8 +390,9 @@ class Sudoku(Task):
     def correct(self, completion, example):
         """The grid is solved and keeps the clues (some public puzzles have several solutions)."""
         grid = self.grid(completion)
-        kept = all(clue in ("0", digit) for clue, digit in zip(example["puzzle"], grid))
-        return kept and is_solved(grid)
+        return grid in solved_grids() and all(
+            clue in "0" + digit for clue, digit in zip(example["puzzle"], grid)
+        )
 
 
 # ------------------------------------------------------------------------------------ countdown
@@ -420,17 +407,16 @@ OPERATIONS = {
 }
 
 
-def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
+def evaluate_expression(text) -> tuple[Fraction, list[int]] | None:
     """The exact value of an arithmetic expression and its numbers, or None if it is not one.
 
     Only whole decimal numbers, + - * / (or LaTeX's names of them), signs and parentheses, and a
     full stop at the end. Nothing is executed: the text becomes a syntax tree, and the tree is
     walked. Texts over 400 characters, which bounds depth and size, are not read at all.
     """
-    for name, sign in {r"\times": "*", r"\cdot": "*", r"\div": "/"}.items():
-        text = text.replace(name, sign)
+    text = re.sub(r"\\times|\\cdot", "*", text).replace(r"\div", "/")
     text = " ".join(text.split()).removesuffix(".")
-    if len(text) > 400 or not re.fullmatch(r"[0-9+\-*/() ]+", text):
+    if not re.fullmatch(r"[0-9+\-*/() ]{1,400}", text):
         return None
     numbers = []
 
@@ -438,7 +424,7 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]] | None:
         if isinstance(node, ast.Constant):
             numbers.append(node.value)
             return Fraction(node.value)
-        operands = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+        operands = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
         return OPERATIONS[type(node.op)](*map(value, operands))
 
     try:
@@ -451,7 +437,7 @@ class Countdown(Task):
     """Reach a target from three numbers with + - * /. An example has "nums" and "target": ints."""
 
     shared = "numbers and target"
-
+    published = "[^=]*"  # of an equation what stands before its =
     instruction = (
         "Write an arithmetic expression that equals the target. Use every given number exactly "
         "once, the operations +, -, *, / and parentheses. Explain your steps between <reasoning> "
@@ -466,8 +452,9 @@ class Countdown(Task):
         while len(examples) < size:
             a, b, c = (rng.randint(1, 99) for _ in range(3))
             pair = rng.choice([a + b, a - b, a * b] + [a // b] * (a % b == 0))
-            targets = [pair + c, pair - c, c - pair, pair * c] + [pair // c] * (pair % c == 0)
-            target = rng.choice(targets)
+            target = rng.choice(
+                [pair + c, pair - c, c - pair, pair * c] + [pair // c] * (pair % c == 0)
+            )
             example = {"nums": rng.sample([a, b, c], 3), "target": target}
             if 10 <= target <= 100 and self.is_test(example) == (split == "test"):
                 examples.append(example)
@@ -475,12 +462,14 @@ class Countdown(Task):
 
     def parse(self, row):
         """`{"nums": [30, 100, 93], "target": 23}` or `{"input": "30,100,93", "output": "23"}`."""
-        nums, target = field(row, "nums", "input").strip(), field(row, "target", "output").strip()
-        if not re.fullmatch(r"\[?\s*[0-9]{1,9}(\s*[, ]\s*[0-9]{1,9})*\s*\]?", nums):
-            raise InputError(f"column 'nums' is not a list of whole numbers: '{nums[:40]}'")
-        if not re.fullmatch(r"-?[0-9]{1,9}", target):
-            raise InputError(f"column 'target' is not a whole number: '{target[:40]}'")
-        numbers = [int(n) for n in re.findall("[0-9]+", nums)]
+        nums = field(
+            row,
+            "nums|input",
+            r"\s*\[?\s*[0-9]{1,9}(?:\s*[, ]\s*[0-9]{1,9})*\s*\]?\s*",
+            "is not a list of whole numbers",
+        )
+        target = field(row, "target|output", r"\s*-?[0-9]{1,9}\s*", "is not a whole number")
+        numbers = [int(number) for number in re.findall("[0-9]+", nums)]
         # The public file has fours as well.
         return {"nums": numbers, "target": int(target)} if len(numbers) == 3 else None
 
@@ -493,32 +482,26 @@ class Countdown(Task):
     def reward(self, completion, example):
         """1 if the expression uses exactly the given numbers and equals the target, 0.1 for any
         other answer, else 0."""
-        if self.correct(completion, example):
-            return 1.0
-        return 0.0 if result(completion) is None else 0.1
+        answered = answer_and_box(completion) != (None, None)
+        return 1.0 if self.correct(completion, example) else 0.1 * answered
 
     def correct(self, completion, example):
-        value, numbers = evaluate_expression(result(completion) or "") or (0, [])
-        same_numbers = sorted(numbers) == sorted(example["nums"])
-        return same_numbers and abs(value - example["target"]) < 1e-5
-
-    def published_score(self, completion, example):
-        """Of an equation, what stands before its `=`."""
-        expression = (result(completion) or "").split("=")[0]
-        return float(self.correct(f"<answer>{expression}</answer>", example))
+        value, numbers = evaluate_expression(result(completion)) or (0, [])
+        return sorted(numbers) == sorted(example["nums"]) and abs(value - example["target"]) < 1e-5
 
 
 # ---------------------------------------------------------------------------------------- gsm8k
 
-TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+TAGS = "<reasoning>", "</reasoning>", "<answer>", "</answer>"
+# Nothing before, between or after the two elements.
 EXACT_FORMAT = r"(?s)<reasoning>\n.*\n</reasoning>\n<answer>\n.*\n</answer>\n?"
 
 
-def plain_number(text: str) -> Fraction | str:
+def plain_number(text) -> Fraction | str:
     """The one number of a text: `$1,450.00`, `1450` and `1450 dollars` are the same. A text of no
-    number or of several stays as it is."""
+    number or of several, or of a very long one, stays as it is."""
     numbers = re.findall(r"-?[0-9]*\.?[0-9]+", text.replace(",", ""))
-    return Fraction(numbers[0]) if len(numbers) == 1 and len(numbers[0]) < 50 else text
+    return Fraction(*numbers) if len(numbers) == 1 and len(*numbers) < 50 else text
 
 
 class GSM8K(Task):
@@ -530,49 +513,41 @@ class GSM8K(Task):
         "\n<reasoning>\nyour steps\n</reasoning>\n<answer>\n\\boxed{the result, one whole number}\n"
         "</answer>\n\nProblem: "
     )
-    hub = ("openai/gsm8k", "main")
+    published = r"-?[0-9]+(\.[0-9]+)?|$"  # the first number, units and all; of 1,450 that is 1
+    hub = "openai/gsm8k", "main"
 
     def parse(self, row):
-        *solution, answer = field(row, "answer").split("####")
-        if not solution or not answer.strip():
-            raise InputError("column 'answer' has no result after '####'")
-        return {"question": field(row, "question"), "answer": answer.strip()}
+        answer = field(
+            row, "answer", r"(?s).*####\s*([^#]*[^#\s])\s*", "has no result after '####'"
+        )
+        return {"question": field(row, "question"), "answer": answer}
 
     def reward(self, completion, example):
         """Correct 2, an integer 0.5, exact format 0.5, loose format 0.5, tags on lines of their
         own 0.125 each, less 0.001 a character after the last tag."""
-        answer = (result(completion) or "").strip()
-        score = 2.0 * self.correct(completion, example)
-        score += 0.5 * bool(re.fullmatch("-?[0-9]+", answer))
-        lines = completion.split("\n")
-        own_line = [lines.count(tag) == 1 for tag in TAGS]
-        score += 0.125 * sum(own_line)
-        # The exact format: nothing before, between or after the two elements.
-        score += 0.5 * (all(own_line) and bool(re.fullmatch(EXACT_FORMAT, completion)))
+        own_line = [completion.split("\n").count(tag) == 1 for tag in TAGS]
         # The loose format: the two elements one after the other, white space at most between them.
-        start, end = completion.find(TAGS[0]), completion.rfind(TAGS[3])
-        loose = re.search(r"</reasoning>\s*<answer>", completion[max(start, 0) : max(end, 0)])
-        score += 0.5 * bool(start >= 0 and loose)
-        if end >= 0:  # one line break after the last tag is free
-            score -= 0.001 * len(completion[end + len(TAGS[3]) :].removeprefix("\n"))
-        return score
+        before, closed, after = completion.rpartition("</answer>")
+        loose = re.search(r"</reasoning>\s*<answer>", before.partition("<reasoning>")[2])
+        # One line break after the last tag is free.
+        excess = len(after.removeprefix("\n")) * bool(closed)
+        return (
+            2.0 * self.correct(completion, example)
+            + 0.5 * bool(re.fullmatch("-?[0-9]+", result(completion).strip()))
+            + 0.125 * sum(own_line)
+            + 0.5 * bool(all(own_line) and re.fullmatch(EXACT_FORMAT, completion))
+            + 0.5 * bool(loose)
+            - 0.001 * excess
+        )
 
     def correct(self, completion, example):
-        answer = result(completion)
-        return answer is not None and plain_number(answer) == plain_number(example["answer"])
-
-    def published_score(self, completion, example):
-        """By the first number of the answer, units and all; of 1,450 that is 1."""
-        number = re.search(r"-?[0-9]+(\.[0-9]+)?", result(completion) or "")
-        return float(bool(number) and self.correct(f"<answer>{number[0]}</answer>", example))
+        return plain_number(result(completion)) == plain_number(example["answer"])
 
 
 # ----------------------------------------------------------------------------------------- math
 
 
-DEADLINE = 5  # seconds of the CPU's that one comparison may take; nearly all take milliseconds
-LOCK = threading.Lock()
-REFUSED = re.compile(
+REFUSED = (
     r"[^\w\s\\{}()\[\]+*/^=<>|.,;:!%&$°-]|[\s\S]{401}"  # quotes, above all, and long texts
     # Long numbers and exponents, towers, large factorials, sums and the like.
     r"|[0-9]{21}|\^\s*\{?\s*-?\s*[0-9]{3}|\^\s*(\{[^{}]*\}?|\\?\w*)\s*\^|[0-9]{3}\s*!|!\s*!"
@@ -580,19 +555,32 @@ REFUSED = re.compile(
 )
 # What may have letters that the gold answer has not: commands, a unit, and the x = of x = 5.
 NAMES = r"\\(text|mbox|mathrm)\s*\{[^}]*\}|\\[a-z]+|matrix|[a-z]{2,}\.?\s*$|^.*(=|\\in(?![a-z]))"
-# What sympy has Python compile: numbers, names, its imports, and functions of its own.
-GENERATED = (
-    r"b.(from sympy import \*|\w+ ?|(Integer|Float|Symbol) \('?[\w.]+'? \)|(def|lambda _cls).*)."
-)
+# What only spaces LaTeX out; the space of 2 1/2 and of \pi x stays.
+TIDY = {
+    r"\{,\}": ",",
+    r"\\(left|right)(?![a-z])|(?<!\\)\\[!,;: ]": "",
+    r"(?<![0-9a-z])\s+|\s+(?![0-9a-zA-Z])": "",
+}
+# LaTeX as the published evaluation compares it: without spaces, braces, units and signs that mean
+# nothing; `x =` goes, and 1/2 is \frac{1}{2}.
+SPELLING = {
+    r"\\\\": r"\\",
+    "[dt]frac": "frac",
+    r"\\(left|right)|\\[!$%]|\^(\{\\circ\}|\\circ)|\\text\{ .*|[\s{}]": "",
+    r"^.?.?=(?=[^=]*$)": "",
+    "^(-?[0-9]+)/([0-9]+)$": r"\\frac\1\2",
+    r"\\frac12": "0.5",
+}
 
 
-def tidy(latex: str) -> str:
-    """LaTeX without what only spaces it out; the space of 2 1/2 and of \\pi x stays."""
-    latex = re.sub(r"\\(left|right)(?![a-z])|(?<!\\)\\[!,;: ]", "", latex.replace("{,}", ","))
-    return re.sub(r"(?<![0-9a-z])\s+|\s+(?![0-9a-zA-Z])", "", latex)
+def rewritten(latex, rules) -> str:
+    """A text after the `rules`, one after the other: what matches a pattern becomes its value."""
+    for pattern, text in rules.items():
+        latex = re.sub(pattern, text, latex)
+    return latex
 
 
-def overlooked(latex: str) -> list[str]:
+def overlooked(latex) -> list[str]:
     """What math-verify does not look at: the skeleton of a list, tuple or interval, as "(,)" is of
     (1, f(2)), and the bases of numbers. "" stands for none."""
     marks = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))|[^(\[,\])]", "", latex)  # not that of 1,450
@@ -601,33 +589,30 @@ def overlooked(latex: str) -> list[str]:
     return [marks * ("," in marks), "".join(re.findall(r"[0-9)}]_\{?([0-9]+)", latex))]
 
 
-@functools.lru_cache(1000)  # a group's answers are often the same, and each is judged twice
-def equivalent(answer: str, gold: str) -> bool:
+@lru_cache(1000)  # a group's answers are often the same, and each is judged twice
+def equivalent(answer, gold) -> bool:
     """Whether two LaTeX answers mean the same; long or hostile ones mean only themselves."""
-    answer, gold = tidy(answer), tidy(gold)
-    if answer == gold:
-        return True
+    answer, gold = rewritten(answer, TIDY), rewritten(gold, TIDY)
     # What is much more complicated than the gold answer cannot be equal to it, or only after a
     # simplification that nobody asked for.
-    if (
+    strange = (
         len(answer) > 60 + 2 * len(gold)
-        or REFUSED.search(f"{answer}\n{gold}")
+        or re.search(REFUSED, f"{answer}\n{gold}")
         or set(re.findall("[a-z]", re.sub(NAMES, "", answer.lower()))) - set(gold.lower())
         or any(a and b and a != b for a, b in zip(overlooked(answer), overlooked(gold)))
-    ):
-        return False
-    return same_meaning(answer, gold)
+    )
+    return answer == gold or not strange and same_meaning(answer, gold)
 
 
-@functools.cache
-def worker(process_id: int) -> subprocess.Popen:
+@cache
+def worker(process_id) -> Popen:
     """The process that compares for this one: `compare_lines`, in a Python that shares no thread
     and no GPU with us. Ctrl-C does not reach it, and it ends when its stdin does, as we end."""
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
         env={**os.environ, "PYTHONHASHSEED": "0"},  # sympy does the same in the same order
         text=True,
         start_new_session=True,
@@ -637,100 +622,90 @@ def worker(process_id: int) -> subprocess.Popen:
     return process
 
 
-def same_meaning(answer: str, gold: str) -> bool:
-    """Whether math-verify says so within the deadline. InputError if it is not installed."""
-    with LOCK:
-        if worker(os.getpid()).poll() is not None:  # ended by its deadline, or by somebody
-            worker.cache_clear()
-        process, verdict = worker(os.getpid()), ""
-        try:
-            print(json.dumps([answer, gold]), file=process.stdin, flush=True)
-            verdict = process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        finally:
-            if not verdict:  # also after Ctrl-C: what comes late is not the next one's verdict
-                process.kill()
-                process.wait()
-        return verdict == "True\n"
+def same_meaning(answer, gold) -> bool:
+    """Whether math-verify says so within the deadline. InputError if it is not installed. (For one
+    thread: of two, one might read the other's verdict.)"""
+    if worker(os.getpid()).poll() is not None:  # ended by its deadline, or by somebody
+        worker.cache_clear()
+    process, verdict = worker(os.getpid()), ""
+    try:
+        print(json.dumps([answer, gold]), file=process.stdin, flush=True)
+        verdict = process.stdout.readline()
+    finally:
+        if not verdict:  # also after Ctrl-C: what comes late is not the next one's verdict
+            process.kill()
+            process.wait()
+    return verdict == "True\n"
 
 
-def compare_lines():
-    """The worker: reads pairs (answer, gold) as lines of JSON, and writes "True" or "False".
+def compare_lines() -> None:
+    """The worker: reads pairs [answer, gold] as lines of JSON, and writes "True" or "False".
 
-    The system ends it after `DEADLINE` seconds of computing. Of math-verify's readers the one for
-    LaTeX is used, which has Python evaluate nothing of a text but its numbers; should it ever try
-    more, `refuse` is there.
+    The system ends it after 5 seconds of computing for a pair; nearly all take milliseconds. Of
+    math-verify's readers the one for LaTeX is used, which has Python evaluate nothing of a text but
+    its numbers; should it ever try more, `refuse` is there.
     """
     from math_verify import LatexExtractionConfig, parse, verify
 
     def refuse(event, arguments):
-        if event == "compile" and not str(arguments[1]).endswith(".py"):  # no import
-            if not re.fullmatch(GENERATED, str(arguments[0])):
-                raise PermissionError("nothing that a model writes is executed")
-
-    def same(answer, gold):
-        values = [
-            parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
-            for text in (gold, answer)
-        ]
-        # Two numbers need no simplification, for which sympy may take minutes. (5% may be 5.)
-        with suppress(Exception):  # they are no numbers
-            if "%" not in answer + gold and abs((values[0][0] - values[1][0]).evalf()) > 1e-5:
-                return False
-        return verify(*values, timeout_seconds=None)
+        if event == "compile" and not (
+            str(arguments[1]).endswith(".py")  # an import
+            # What sympy has Python compile: numbers, names, its imports, functions of its own.
+            or re.fullmatch(
+                r"b.(from sympy import \*|\w+ ?|(def|lambda _cls).*"
+                r"|(Integer|Float|Symbol) \('?[\w.]+'? \)).",
+                str(arguments[0]),
+            )
+        ):
+            raise PermissionError("nothing that a model writes is executed")
 
     sys.addaudithook(refuse)
     print("ready", flush=True)
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, DEADLINE)
-        print(same(*json.loads(line)), flush=True)
-
-
-def spelling(latex: str) -> str:
-    r"""LaTeX as the published evaluation compares it: without spaces, braces, units and signs that
-    mean nothing; `x =` goes, and 1/2 is \frac{1}{2}."""
-    latex = re.sub("[dt]frac", "frac", latex.replace("\\\\", "\\"))
-    ornaments = r"\\(left|right)|\\[!$%]|\^(\{\\circ\}|\\circ)|\\text\{ .*|[\s{}]"
-    latex = re.sub(r"^.?.?=(?=[^=]*$)", "", re.sub(ornaments, "", latex))
-    return re.sub("^(-?[0-9]+)/([0-9]+)$", r"\\frac\1\2", latex).replace(r"\frac12", "0.5")
+        signal.setitimer(signal.ITIMER_PROF, 5)
+        answer, gold = (
+            parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+            for text in json.loads(line)
+        )
+        # Two numbers need no simplification, for which sympy may take minutes. (5% may be 5.)
+        with suppress(Exception):  # they are no numbers
+            if "%" not in line and abs((gold[0] - answer[0]).evalf()) > 1e-5:
+                answer = []  # which nothing equals
+        print(verify(gold, answer, timeout_seconds=None), flush=True)
 
 
 class Math(Task):
     """Competition mathematics (ankner/math-500). An example has "problem" and "answer", the content
     of the gold `\\boxed{}`."""
 
+    asked = "problem"
     instruction = (
         "Solve the problem step by step. Write your steps between <reasoning> and </reasoning>, "
         "then the result as <answer>\\boxed{the result}</answer>.\n\nProblem: "
     )
-    hub = ("ankner/math-500",)
+    hub = ["ankner/math-500"]
 
     def parse(self, row):
         gold = last_boxed(field(row, "solution"))
-        if gold is None:
-            raise InputError("column 'solution' has no \\boxed{} result")
-        return {"problem": field(row, "problem"), "answer": gold}
-
-    def question(self, example):
-        return example["problem"]
+        return {"problem": field(row, "problem"), "answer": gold} if gold else None
 
     def reward(self, completion, example):
         """Equivalent answer 2; answer tags 0.5, a box in them or without any 0.25, and 0.25."""
         answer, boxed = answer_and_box(completion)
         form = 0.25 + 0.5 * (answer is not None) + 0.25 * (boxed is not None)
-        return 2.0 * self.correct(completion, example) + form
+        return form + 2.0 * self.correct(completion, example)
 
     def correct(self, completion, example):
-        answer = result(completion)
-        return answer is not None and equivalent(answer, example["answer"])
+        return equivalent(result(completion), example["answer"])
 
     def published_score(self, completion, example):
         """Whether the answer is spelled as the gold one is."""
-        return float(spelling(result(completion) or "") == spelling(example["answer"]))
+        return float(
+            rewritten(result(completion), SPELLING) == rewritten(example["answer"], SPELLING)
+        )
 
 
-TASKS: dict[str, Task] = {
+TASKS = {
     "sudoku": Sudoku(),
     "countdown": Countdown(),
     "gsm8k": GSM8K(),
@@ -738,35 +713,39 @@ TASKS: dict[str, Task] = {
 }
 
 
-def problems_of(step, count, size, seed):
+def problems_of(step, count, size, seed) -> list[int]:
     """Indices of the `count` problems of a step: epoch after epoch, each in an order of its own."""
-    first = step * count
-    epochs = range(first // size, (first + count - 1) // size + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
-    return np.concatenate(orders)[first % size :][:count].tolist()
+    return [
+        int(np.random.default_rng([seed, place // size]).permutation(size)[place % size])
+        for place in range(step * count, (step + 1) * count)
+    ]
 
 
-def character_tokenizer(config):
+def character_tokenizer(config) -> PreTrainedTokenizerFast:
     """The tiny model's tokenizer: a token is a character, a tag, or a task's whole instruction.
 
     130,000 parameters do not read English; with a token for each instruction they get the very
     prompts that LLaDA gets. config: has vocab_size, eos_token_id and mask_token_id."""
     special = {"<|eos|>": config.eos_token_id, "<|mask|>": config.mask_token_id}
-    if not all(type(number) is int for number in special.values()):
+    if None in special.values():
         raise InputError("a config.json without a tokenizer needs mask_token_id and eos_token_id")
     words = [*TAGS, *(task.instruction for task in TASKS.values())]
     free = [number for number in range(config.vocab_size) if number not in special.values()]
     vocab = dict(zip(["<|unk|>", "\n", *map(chr, range(32, 127)), *words], free)) | special
-    core = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core = Tokenizer(models.BPE(vocab, [], unk_token="<|unk|>"))  # of characters: nothing to merge
     core.decoder = decoders.Fuse()
     core.add_tokens(words)
-    names = dict(mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>")
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<|unk|>", **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<|unk|>",
+        mask_token="<|mask|>",
+        eos_token="<|eos|>",
+        pad_token="<|eos|>",
+    )
 
 
-@functools.cache
-def get_task(name: str) -> Task:
+@cache
+def get_task(name) -> Task:
     """The task that `--task` names: one of TASKS; or CLASS of a file, FILE.py:CLASS, which is run,
     once (a module `__getattr__` may make the class: extras/tasks/gym.py)."""
     if name in TASKS:
@@ -775,22 +754,18 @@ def get_task(name: str) -> Task:
     if not file.endswith(".py"):
         raise InputError(f"--task {name}: unknown; choose {', '.join(TASKS)}, or FILE.py:CLASS")
     with refusing(f"--task {name}: cannot be run"):
-        found = getattr(run_file(file), kind, None)
-        if isinstance(found, type) and issubclass(found, Task):
-            return found()
-    raise InputError(f"--task {name}: {file} has no class {kind} that is a rewards.Task")
+        task = getattr(run_file(os.path.abspath(file)), kind)()
+        if not isinstance(task, Task):
+            raise TypeError(f"{kind} is no rewards.Task")
+        return task
 
 
-@functools.cache
-def run_file(path: str):
-    """The module that the file at `path` makes; sys.modules has it, by its path, if it runs."""
-    spec = importlib.util.spec_from_file_location(path, path)
-    module = sys.modules[path] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[path]
-        raise
+@cache
+def run_file(path):
+    """The module that the file at `path` makes; sys.modules has it by its path."""
+    spec = spec_from_file_location(path, path)
+    module = sys.modules[path] = module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

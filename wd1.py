@@ -31,16 +31,16 @@ What few need is passed in from outside, by extras/: diffu-GRPO, wd1++, caches, 
 
 import signal
 
-if __name__ == "__main__":  # Python would raise an error, which some libraries swallow
+if __name__ == "__main__":  # Ctrl-C in a library's clean-up would be lost as an exception
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import atexit
 import contextlib
 import difflib
-import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -48,17 +48,17 @@ import re
 import shlex
 import shutil
 import sys
-import threading
+import tempfile
 import time
-import typing
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple, NewType, Optional, get_args, get_type_hints
 
 import filelock
 import numpy as np
+import pandas as pd
 import peft
 import torch
 import torch.distributed as dist
@@ -67,33 +67,34 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers.hf_argparser import string_to_bool
 
 from rewards import (
-    TASKS,
     InputError,
     character_tokenizer,
     get_task,
     judge,
     one_sentence,
     problems_of,
-    refusing,
-)  # fmt: skip
+    refusing,  # fmt: skip
+)
 
 # ================================================================================ 1. Configuration
-# One class holds every setting of a run, and the command line is made from it. The defaults are
-# those of the published LLaDA-8B runs; PRESETS changes some, by what is trained. Skim it.
+# One class holds every setting of a run; the command line is made from it, and `--help` from the
+# comments. The defaults are those of the published LLaDA-8B runs; PRESETS changes some. Skim it.
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
-
-
-def setting(default, help, *, group=None):
-    """A dataclass field with its line of `--help`; the first of a group names that."""
-    return field(default=default, metadata=dict(help=f"{help} [{default}]", group=group))
+TINY = Path(__file__).with_name("tiny_config.json")
+PRESETS = {  # what differs from the defaults, by task and for models named tiny...
+    "sudoku": {"num_iterations": 8},
+    "tiny": json.loads(TINY.read_text())["settings"],
+}
+MAY_CHANGE = """max_steps resume device output_dir save_every eval_every rollout_batch_size
+micro_batch_size""".split()  # when a run is resumed
+Count = NewType("Count", int)  # a number that may be 0
 
 
 @dataclass(init=False)
@@ -101,84 +102,70 @@ class Config:
     """Every setting of a run. What is not given comes from the run to resume, or from PRESETS and
     the defaults here. Raises InputError, in one sentence, for what cannot work."""
 
-    model: str = setting("tiny", "hub id, directory, or LLaDA config.json, 'tiny': random weights")
-    task: str = setting("sudoku", f"{', '.join(TASKS)} or FILE.py:CLASS (a rewards.Task of yours)")
-    data: Optional[str] = setting(None, "a .csv or .jsonl file of problems, not the task's own")
-    test_data: Optional[str] = setting(None, "a file of held-out problems, not a fifth of --data")
-    blanks: int = setting(8, "sudoku: empty cells of a generated puzzle")
-    output_dir: Optional[str] = setting(None, "where the run is written; runs/<model>-<task>")
-    resume: bool = setting(False, "go on from the checkpoint in output_dir")
-    eval_only: bool = setting(False, "evaluate the model and stop")
-    seed: int = setting(0, "fixes everything random")
-    device: Optional[str] = setting(None, "cuda if there is one, else cpu")
-    dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "bfloat16 on cuda only")
-    load_in_4bit: bool = setting(False, "frozen weights in 4 bits (bitsandbytes), for 24 GB")
-    likelihood: Literal["one_step", "elbo"] = setting(
-        "one_step", "or elbo: the estimate of log p(o|q)", group="the objective"
-    )
-    mc_samples: int = setting(1, "mask draws of an estimate, one forward pass each")
-    prompt_mask_prob: float = setting(0.15, "one_step: probability of masking a prompt token")
-    lam: float = setting(1.0, "strength of the KL to the sampling policy; psi = 1 / (lam + beta)")
-    beta: float = setting(0.0, "strength of the KL to the reference, the base model")
-    gen_length: int = setting(256, "tokens of a completion, L", group="sampling")
-    diffusion_steps: int = setting(128, "denoising steps of a completion, T")
-    block_length: int = setting(32, "tokens of a block; blocks are finished left to right")
-    temperature: float = setting(0.9, "of sampling in training; evaluation is at 0")
-    rollout_batch_size: int = setting(24, "completions sampled at a time; changes the draws")
-    max_steps: int = setting(1000, "training steps; each samples one batch", group="the update")
-    batch_size: int = setting(48, "completions a step, B = N G")
-    num_generations: int = setting(6, "completions a prompt, G")
-    num_iterations: int = setting(12, "gradient steps on each batch, mu")
-    micro_batch_size: int = setting(6, "rows a forward pass; changes memory, not the gradient")
-    learning_rate: float = setting(3e-6, "AdamW's, at its peak")
-    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = setting(
-        "constant_with_warmup", "or linear, cosine: how the learning rate goes on"
-    )
-    warmup_steps: int = setting(0, "training steps until the peak")
-    weight_decay: float = setting(0.1, "AdamW's")
-    max_grad_norm: float = setting(0.2, "gradients are clipped to this norm")
-    lora_rank: int = setting(128, "of new LoRA adapters on q, k, v, up; 0: train all weights")
-    gradient_checkpointing: bool = setting(False, "slower updates in far less memory")
-    eval_size: int = setting(256, "held-out problems to evaluate on", group="evaluation")
-    eval_lengths: list[int] = setting((128, 256, 512), "completion lengths, two tokens a step")
-    eval_every: int = setting(100, "steps between evaluations; 0: only before and after")
-    save_every: int = setting(20, "steps between checkpoints")
+    model: str = "tiny"  # hub id, directory, or LLaDA config.json; tiny: random weights
+    task: str = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a rewards.Task of yours
+    data: Optional[str] = None  # a .csv or .jsonl file of problems, not the task's own
+    test_data: Optional[str] = None  # a file of held-out problems, not a fifth of --data
+    blanks: int = 8  # sudoku: empty cells of a generated puzzle
+    output_dir: Optional[str] = None  # where the run is written; runs/<model>-<task>
+    resume: bool = False  # go on from the checkpoint in output_dir
+    eval_only: bool = False  # evaluate the model and stop
+    seed: Count = 0  # fixes everything random
+    device: Optional[str] = None  # cuda if there is one, else cpu
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # bfloat16 on cuda, else float32
+    load_in_4bit: bool = False  # frozen weights in 4 bits (bitsandbytes), for 24 GB
+    # the objective
+    likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
+    mc_samples: int = 1  # mask draws of an estimate, one forward pass each
+    prompt_mask_prob: float = 0.15  # one_step: probability of masking a prompt token
+    lam: float = 1.0  # strength of the KL to the sampling policy; psi = 1 / (lam + beta)
+    beta: float = 0.0  # strength of the KL to the reference, the base model
+    # sampling
+    gen_length: int = 256  # tokens of a completion, L
+    diffusion_steps: int = 128  # denoising steps of a completion, T
+    block_length: int = 32  # tokens of a block; blocks are finished left to right
+    temperature: float = 0.9  # of sampling in training; evaluation is at 0
+    rollout_batch_size: int = 24  # completions sampled at a time; changes the draws
+    # the update
+    max_steps: int = 1000  # training steps; each samples one batch
+    batch_size: int = 48  # completions a step, B = N G
+    num_generations: int = 6  # completions a prompt, G
+    num_iterations: int = 12  # gradient steps on each batch, mu
+    micro_batch_size: int = 6  # rows a forward pass; changes memory, not the gradient
+    learning_rate: float = 3e-6  # AdamW's, at first
+    lr_decay: float = 0.0  # the share of the rate that is gone, evenly, after the last step
+    weight_decay: float = 0.1  # AdamW's
+    max_grad_norm: float = 0.2  # gradients are clipped to this norm
+    lora_rank: Count = 128  # of new LoRA adapters on q, k, v, up; 0: train all weights
+    gradient_checkpointing: bool = False  # slower updates in far less memory
+    # evaluation
+    eval_size: int = 256  # held-out problems to evaluate on
+    eval_lengths: list[int] = (128, 256, 512)  # completion lengths, two tokens a step
+    eval_every: Count = 100  # steps between evaluations; 0: only before and after
+    save_every: int = 20  # steps between checkpoints
 
     program = "python wd1.py"  # whose settings these are
 
     def __init__(self, **given):
-        settings = {each.name: each.default for each in fields(self)}
-        if unknown := given.keys() - settings:
-            [like] = difflib.get_close_matches(min(unknown), settings, 1, 0)
-            sentence = f"{self.program} has no such setting; the nearest is --{like}"
-            raise InputError(f"--{min(unknown)}: {sentence}")
-        model, task = (str((settings | given)[name]) for name in ("model", "task"))
-        tiny = any(part.startswith("tiny") for part in Path(model).parts[-2:])
-        for preset in (task, "tiny" if tiny else None):  # the later one wins
-            settings |= PRESETS.get(preset, {})
-        name = re.sub(r"[^\w.+-]+", "-", f"{model}-{Path(task).name}").strip("-.")
-        settings |= {"output_dir": f"runs/{name}", **given}
-        if settings["resume"] is True:
-            settings |= saved_settings(Path(settings["output_dir"]), given) | given
-        vars(self).update(settings)
+        given = parse(as_words(given), type(self))
+        vars(self).update(given)
+        preset = PRESETS.get(self.task, {})
+        preset = preset | PRESETS["tiny"] if is_tiny(self.model) else preset
+        name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
+        vars(self).update({"output_dir": f"runs/{name}"} | preset | given)
+        if self.resume:
+            vars(self).update(saved_settings(self, given) | given)
         self.__post_init__()
 
     def __post_init__(self):
         """Refuses what cannot work; completes what is left open."""
-        for name, kind in typing.get_type_hints(type(self)).items():
-            least = 0 if kind is float or name in MAY_BE_ZERO else 1
-            if not fits(getattr(self, name), kind, least):
-                number = {int: "a whole number", float: "a number", list[int]: "whole numbers"}
-                choices = typing.get_args(kind) or [kind]
-                choices = " or ".join(getattr(each, "__name__", str(each)) for each in choices)
-                wanted = f"{number[kind]}, {least} to 1e15" if kind in number else choices
-                raise InputError(f"--{name} {getattr(self, name)!r:.60}: must be {wanted}")
         group = self.num_generations * WORLD
         four_bits = self.load_in_4bit and not self.eval_only
         for wrong, sentence in (
             (self.num_generations < 2, "--num_generations: a group has 2 or more"),
             (self.batch_size % group, f"--batch_size: no multiple of {group}, a group a process"),
             (self.prompt_mask_prob > 1, "--prompt_mask_prob: is a probability, 1 at most"),
+            (self.lr_decay > 1, "--lr_decay: is a share, 1 at most"),
             (self.lam + self.beta == 0, "--lam and --beta: both 0, and psi = 1 / (lam + beta)"),
             (self.resume and self.eval_only, "--eval_only: evaluates --model; leave out --resume"),
             (four_bits and not self.lora_rank, "--load_in_4bit: is for --lora_rank 1 or more"),
@@ -188,46 +175,23 @@ class Config:
         unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
         for length in self.eval_lengths:
             unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
-        get_task(self.task)
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with refusing(f"--device {self.device}: cannot be used"):
-            torch.ones(1, dtype=torch.float64, device=self.device).item()
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
 
 
-MAY_BE_ZERO = "seed", "warmup_steps", "lora_rank", "eval_every"
-MAY_CHANGE = """max_steps resume device output_dir save_every eval_every rollout_batch_size
-micro_batch_size""".split()  # when a run is resumed
-PRESETS = {  # what differs from the defaults, by task and for models named tiny...
-    "sudoku": dict(num_iterations=8),
-    "tiny": dict(
-        blanks=6, likelihood="elbo", mc_samples=2, gen_length=19, diffusion_steps=10,
-        block_length=19, temperature=1.5, rollout_batch_size=256, max_steps=80, batch_size=256,
-        num_generations=16, num_iterations=2, micro_batch_size=256, learning_rate=1e-4,
-        lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0, lora_rank=0, eval_lengths=[19],
-        eval_size=500, eval_every=10, save_every=10,
-    ),
-}  # fmt: skip
+def is_tiny(model):
+    """Whether a model has a name, or a directory's, that begins with tiny."""
+    return bool(re.search("(^|/)tiny[^/]*(/[^/]*)?$", str(model)))
 
 
-def fits(value, kind, least):
-    """Whether a value is what its setting takes; a program or a config.json may give anything."""
-    if kind == list[int]:
-        is_list = isinstance(value, list | tuple) and len(value) > 0
-        return is_list and all(fits(each, int, least) for each in value)
-    if kind in (int, float):
-        return type(value) in (int, kind) and least <= value < 1e15
-    choices = typing.get_args(kind)  # of a Literal, or the types of an Optional
-    return value in choices or type(value) in (kind, *choices)
-
-
-def saved_settings(run, given):
+def saved_settings(config, given):
     """The settings of a run to resume; InputError if its task is a file, which would be run and is
     perhaps a stranger's, and is not `given` as well."""
-    with refusing(f"--resume: {run} holds no run to go on with"):
-        saved = dict(json.loads((run / "config.json").read_text()))
-    if ".py:" in str(saved.get("task")) and "task" not in given:
+    with refusing(f"--resume: {config.output_dir} holds no run to go on with"):
+        saved = json.loads(Path(config.output_dir, "config.json").read_text())
+        saved = parse(as_words(saved), type(config))
+    if ".py:" in saved["task"] and "task" not in given:
         raise InputError(f"--resume: the task is a file, which is run: add --task {saved['task']}")
     return saved
 
@@ -243,45 +207,67 @@ def saved_settings(run, given):
 # (o_i is a token of one completion from here to section 4, a completion of a group elsewhere.)
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds; only names differ, and for Dream where a prediction is read. With the causal mask left on
-# nothing would fail, and nothing be learned: `set_up` tries each model before its first step.
+# nothing would fail, and nothing be learned: `check_model` tries each model before its first step.
 # Later sections need what stands from `encode` on; what is before it reads checkpoints. They come
 # from strangers: JSON, safetensors and tokenizers' tables are read, never code or pickles, and of
 # their settings only those that are listed here.
 
-Llama, Qwen2 = transformers.LlamaForCausalLM, transformers.Qwen2ForCausalLM
 FAMILIES = {  # model_type in config.json -> stock class; a2d: autoregressive models, converted
-    "llada": Llama, "llama": Llama, "a2d-llama": Llama, "Dream": Qwen2, "qwen2": Qwen2,
-    "a2d-qwen2": Qwen2, **dict.fromkeys(("qwen3", "a2d-qwen3"), transformers.Qwen3ForCausalLM),
-}  # fmt: skip
-LLADA_CONFIG = {  # LLaDA's setting -> Llama's; a later line wins (an embedding may have spare rows)
-    "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads", "mlp_hidden_size": "intermediate_size",
-    "vocab_size": "vocab_size", "embedding_size": "vocab_size", "rms_norm_eps": "rms_norm_eps",
-    "max_sequence_length": "max_position_embeddings", "rope_theta": "rope_theta",
-    "weight_tying": "tie_word_embeddings", "pad_token_id": "pad_token_id",
-}  # fmt: skip
-LLADA_WEIGHTS = {  # parts of LLaDA's weight names -> Llama's, replaced in this order
-    "model.transformer.ff_out.": "lm_head.", "transformer.wte.": "embed_tokens.",
-    "transformer.ln_f.": "norm.", "transformer.blocks.": "layers.",
-    ".q_proj.": ".self_attn.q_proj.", ".k_proj.": ".self_attn.k_proj.",
-    ".v_proj.": ".self_attn.v_proj.", ".attn_out.": ".self_attn.o_proj.",
-    ".ff_proj.": ".mlp.gate_proj.", ".up_proj.": ".mlp.up_proj.", ".ff_out.": ".mlp.down_proj.",
-    ".attn_norm.": ".input_layernorm.", ".ff_norm.": ".post_attention_layernorm.",
-}  # fmt: skip
-ONLY = {  # settings that the stock classes would ignore: the one value that they compute
-    "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True,
-    "alibi": False, "attention_layer_norm": False, "include_bias": False, "clip_qkv": None,
-    "include_qkv_bias": False, "bias_for_layer_norm": False, "layer_norm_with_affine": True,
-    "input_emb_norm": False, "scale_logits": False, "multi_query_attention": False,
-    "use_sliding_window": False, "quantization_config": None, "partial_rotary_factor": 1.0,
-}  # fmt: skip
+    kind: getattr(transformers, stock)
+    for stock, kinds in {
+        "LlamaForCausalLM": "llada llama a2d-llama",
+        "Qwen2ForCausalLM": "Dream qwen2 a2d-qwen2",
+        "Qwen3ForCausalLM": "qwen3 a2d-qwen3",
+    }.items()
+    for kind in kinds.split()
+}
+LLADA_CONFIG = dict(line.split() for line in """\
+d_model                hidden_size
+n_layers               num_hidden_layers
+n_heads                num_attention_heads
+n_kv_heads             num_key_value_heads
+mlp_hidden_size        intermediate_size
+vocab_size             vocab_size
+embedding_size         vocab_size
+max_sequence_length    max_position_embeddings
+rms_norm_eps           rms_norm_eps
+rope_theta             rope_theta
+weight_tying           tie_word_embeddings
+pad_token_id           pad_token_id
+""".splitlines())  # fmt: skip
+LLADA_WEIGHTS = dict(line.split() for line in """\
+model.transformer.ff_out.    lm_head.
+transformer.wte.             embed_tokens.
+transformer.ln_f.            norm.
+transformer.blocks.          layers.
+.q_proj.                     .self_attn.q_proj.
+.k_proj.                     .self_attn.k_proj.
+.v_proj.                     .self_attn.v_proj.
+.attn_out.                   .self_attn.o_proj.
+.ff_proj.                    .mlp.gate_proj.
+.up_proj.                    .mlp.up_proj.
+.ff_out.                     .mlp.down_proj.
+.attn_norm.                  .input_layernorm.
+.ff_norm.                    .post_attention_layernorm.
+""".splitlines())  # fmt: skip
+ONLY = json.loads("""{
+    "block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": true,
+    "alibi": false, "attention_layer_norm": false, "include_bias": false, "clip_qkv": null,
+    "include_qkv_bias": false, "bias_for_layer_norm": false, "layer_norm_with_affine": true,
+    "input_emb_norm": false, "scale_logits": false, "multi_query_attention": false,
+    "use_sliding_window": false, "quantization_config": null, "partial_rotary_factor": 1.0
+}""")  # settings that the stock classes would ignore: the one value that they compute
 READ = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act
 num_key_value_heads head_dim max_position_embeddings initializer_range rms_norm_eps rope_theta
 rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias attention_dropout
 pad_token_id bos_token_id""".split()  # what a stock config is made from
-LORA = "r lora_alpha lora_dropout target_modules use_rslora".split()
-NOTES = """base_model_name_or_path task_type inference_mode revision auto_mapping
-peft_version""".split()  # of adapter_config.json; any other must be as in plain LoRA
+LORA = "r lora_alpha lora_dropout target_modules use_rslora".split()  # what adapters are made from
+NOTES = """target_modules base_model_name_or_path task_type inference_mode revision auto_mapping
+peft_version""".split()  # what else adapter_config.json may say
+TABLES = """tokenizer.json vocab.json merges.txt added_tokens.json special_tokens_map.json
+chat_template.jinja""".split()  # a tokenizer's files, and of its tokenizer_config.json:
+TOKENS = """bos_token eos_token pad_token unk_token mask_token added_tokens_decoder
+chat_template""".split()
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
@@ -294,28 +280,18 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the
-    prediction for position i is read at i - 1, as in Dream) set, and `model.fingerprint`, a number
-    that hardly another model or tokenizer has. Raises InputError, in one sentence, for anything
-    that cannot be loaded faithfully."""
-    path = Path(__file__).with_name("tiny_config.json") if source == "tiny" else Path(source)
-    if not os.path.exists(path):
-        with refusing(f"--model {source}: no such directory, and the hub does not give it"):
+    prediction for position i is read at i - 1, as in Dream) set. Raises InputError, in one
+    sentence, for anything that cannot be loaded faithfully."""
+    path = TINY if source == "tiny" else Path(source)
+    with refusing(f"--model {source}: cannot be loaded"):
+        if not path.exists():
             files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * (device != "meta")
             path = Path(snapshot_download(str(source), allow_patterns=files))
-    if (path / "adapter_config.json").is_file():
-        return load_adapters(path, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
-    with refusing(f"--model {source}: cannot be loaded"):
-        stock, config = read_config(path if path.is_dir() else path.parent, path.name)
+        if (path / "adapter_config.json").exists():
+            return load_adapters(path, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
+        stock, config = read_config(path if path.is_file() else path / "config.json")
         tokenizer = read_tokenizer(path) if path.is_dir() else character_tokenizer(config)
-        for name in ("mask_token_id", "eos_token_id"):
-            if getattr(config, name) is None:
-                setattr(config, name, getattr(tokenizer, name))
-            ids = getattr(config, name)
-            ids = ids if isinstance(ids, list) and name == "eos_token_id" else [ids]
-            if not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
-                raise ValueError(f"no {name} in config.json that is a token of the model")
-        if config.mask_token_id in np.ravel(config.eos_token_id):
-            raise ValueError("its mask token ends texts, too: mask_token_id is an EOS")
+        check_tokens(config, tokenizer)
         if load_in_4bit and path.is_file():
             raise ValueError("random weights are not loaded in 4 bits")
         if path.is_file() or device == "meta":
@@ -323,40 +299,36 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
                 torch.manual_seed(seed)
                 model = stock(config).to(dtype)
         else:
-            options = dict(config=config, dtype=dtype, device_map={"": device})
+            options = dict(dtype=dtype, device_map={"": device})
             if load_in_4bit:
-                nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-                nf4 |= dict(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-                options["quantization_config"] = transformers.BitsAndBytesConfig(**nf4)
-            weights = stock_weights(path, stock, config)
-            model = stock.from_pretrained(None, state_dict=weights, **options)
-        if device != "meta":
-            hashes = [torch.hash_tensor(weight).item() for weight in model.parameters()]
-            texts = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
-            model.fingerprint = zlib.crc32(repr([hashes, texts]).encode())
-        if model.num_parameters() < 10**7 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # more would mostly wait for each other
-        return model.eval(), tokenizer
+                options["quantization_config"] = transformers.BitsAndBytesConfig(
+                    load_in_4bit=True, bnb_4bit_compute_dtype=dtype,
+                    bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                )  # fmt: skip
+            model = from_weights(stock, config, read_weights(path), **options)
+    if device != "meta":
+        hashes = [torch.hash_tensor(weight).item() for weight in model.parameters()]
+        tables = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
+        model.fingerprint = zlib.crc32(repr([hashes, tables]).encode())
+    if model.num_parameters() < 10**7 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more would mostly wait for each other
+    return model.eval(), tokenizer
 
 
-def own(directory, name):
-    """The file `name` of a directory; a link may lead into a hub's cache, and nowhere else."""
-    file = (directory / name).resolve()
-    inside = file.parent == directory.resolve() or file.parent.name == "blobs"
-    if not re.fullmatch(r"[\w.-]+", name) or not inside or not file.is_file():
-        raise ValueError(f"{name!r:.100} is not there, or no file of this directory")
-    return file
+def own(file):
+    """Whether a checkpoint has this file. A link may lead into a hub's cache, nowhere else."""
+    real = file.resolve()
+    return real.is_file() and (real.parent.name == "blobs" or real.parent == file.parent.resolve())
 
 
-def read_json(directory, name):
+def read_json(file):
     """The settings in one of a checkpoint's JSON files; none if it is not there."""
-    there = (directory / name).exists()
-    return dict(json.loads(own(directory, name).read_text())) if there else {}
+    return dict(json.loads(file.read_text())) if own(file) else {}
 
 
-def read_config(directory, name="config.json"):
+def read_config(file):
     """The stock class and its config for a checkpoint's config.json."""
-    raw = read_json(directory, name if name.endswith(".json") else "config.json")
+    raw = read_json(file)
     family = str(raw.get("model_type"))
     if family not in FAMILIES:
         raise ValueError(f"model_type {family!r:.60} is none of {', '.join(FAMILIES)}")
@@ -377,99 +349,96 @@ def read_config(directory, name="config.json"):
     return FAMILIES[family], config
 
 
-def read_weights(directory, name="model.safetensors"):
-    """A checkpoint's tensors under the stock classes' names; they are mapped, not yet in memory."""
-    files, weights = {name}, {}
-    if not (directory / name).exists():
-        index = read_json(directory, f"{name}.index.json")
-        files = set(index.get("weight_map", {0: name}).values())
-    for file in sorted(files):
-        with safe_open(own(directory, file), "pt") as tensors:
-            for name in tensors.keys():
-                tensor, ours = tensors.get_tensor(name), name
-                for theirs, stock in LLADA_WEIGHTS.items() if name.startswith("model.tr") else ():
-                    ours = ours.replace(theirs, stock)
-                if ours in weights or not tensor.is_floating_point() or not tensor.isfinite().all():
-                    raise ValueError(f"{name!r:.100} is there twice, not float, or not finite")
-                weights[ours] = tensor
+def check_tokens(config, tokenizer):
+    """Completes mask and EOS; ValueError unless they are tokens of the model, and not the same."""
+    for name in ("mask_token_id", "eos_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(tokenizer, name))
+    mask, ends = config.mask_token_id, np.atleast_1d(config.eos_token_id).tolist()
+    if not all(type(i) is int and 0 <= i < config.vocab_size for i in (mask, *ends)):
+        raise ValueError(f"mask_token_id {mask!r:.40} or eos_token_id is no token of the model")
+    if mask in ends:
+        raise ValueError("its mask token ends texts, too: mask_token_id is an EOS")
+
+
+def read_weights(directory):
+    """A checkpoint's tensors under the stock classes' names."""
+    weights = {}
+    for file in filter(own, sorted(directory.glob("model*.safetensors"))):
+        for name, tensor in load_file(file).items():
+            for theirs, ours in LLADA_WEIGHTS.items() if name.startswith("model.tr") else ():
+                name = name.replace(theirs, ours)
+            if name in weights:
+                raise ValueError(f"{name!r:.100} is there twice")
+            weights[name] = tensor
     return weights
 
 
-def stock_weights(directory, stock, config):
-    """A checkpoint's tensors: all that the stock class has, and no others."""
+def from_weights(stock, config, weights, **options):
+    """A model of these weights; ValueError unless they are all that its class has, and no more."""
     with torch.device("meta"):
         expected = stock(config).state_dict()
-    weights = read_weights(directory)
-    head = weights.get("lm_head.weight")
     if config.tie_word_embeddings:  # then a file may hold the embedding alone
-        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight", head)
-        if head is not None and not torch.equal(head, weights["lm_head.weight"]):
+        embedding = weights["model.embed_tokens.weight"]
+        if not torch.equal(weights.setdefault("lm_head.weight", embedding), embedding):
             raise ValueError("the output head is tied to the embedding, but differs from it")
-    check_shapes(expected, weights)
-    return weights
+    wanted, found = ({(k, *w.shape) for k, w in each.items()} for each in (expected, weights))
+    refuse_keys(wanted ^ found)
+    return stock.from_pretrained(None, config=config, state_dict=weights, **options)
 
 
-def check_shapes(expected, found):
-    """Raises ValueError unless two dicts hold tensors of the same names and shapes."""
-    shapes = ({(name, *tensor.shape) for name, tensor in x.items()} for x in (expected, found))
-    if wrong := set.symmetric_difference(*shapes):
+def refuse_keys(*wrong):
+    """Raises ValueError if there are any keys of weights in these collections."""
+    if wrong := sorted(map(str, itertools.chain(*wrong))):
         sentence = "weights are missing, unexpected or of another shape, the first is"
-        raise ValueError(f"{len(wrong)} {sentence} {min(wrong)[0]!r:.100}")
+        raise ValueError(f"{len(wrong)} {sentence} {wrong[0]:.100}")
 
 
 def load_adapters(path, **options):
     """(model, tokenizer) of a LoRA directory: a PeftModel on the base that it names."""
-    with refusing(f"--model {path}: the LoRA adapters cannot be loaded"):
-        settings, plain = read_json(path, "adapter_config.json"), asdict(peft.LoraConfig())
-        for name, value in settings.items():
-            if name not in LORA + NOTES and value not in (plain.get(name), None, False, {}, []):
-                raise ValueError(f"the setting {name} = {value!r:.60} is not supported")
-        config = peft.LoraConfig(**{name: settings[name] for name in LORA if name in settings})
-        if not all(re.fullmatch(r"[\w.-]+", name) for name in list(settings["target_modules"])):
-            raise ValueError("target_modules are no names")
-        saved = read_weights(path, "adapter_model.safetensors").items()
-        saved = {re.sub(r"(lora_[AB])\.", r"\1.default.", name): tensor for name, tensor in saved}
-        ranks = all(config.r in tensor.shape for tensor in saved.values())
-        if not ranks or not math.isfinite(config.lora_alpha):
-            raise ValueError(f"r = {config.r!r:.60} is not their rank, or lora_alpha is not finite")
-        model, tokenizer = load_model(settings["base_model_name_or_path"], **options)
-        model = peft.get_peft_model(model, config).eval()
-        check_shapes({n: w for n, w in model.named_parameters() if "lora_" in n}, saved)
-        model.load_state_dict(saved, strict=False)
+    settings = read_json(path / "adapter_config.json")
+    targets = list(settings["target_modules"])  # names; of a pattern it makes characters
+    known = {name: settings[name] for name in LORA if name in settings}
+    config = peft.LoraConfig(**known | {"target_modules": targets})
+    for name, value in settings.items():
+        if value and name not in NOTES and value != getattr(config, name, None):
+            raise ValueError(f"the setting {name} = {value!r:.60} is not supported")
+    saved = load_file(path / "adapter_model.safetensors")
+    ranks = all(config.r in tensor.shape for tensor in saved.values())
+    if not ranks or not math.isfinite(config.lora_alpha):
+        raise ValueError(f"r = {config.r!r:.60} is not their rank, or lora_alpha is not finite")
+    model, tokenizer = load_model(settings["base_model_name_or_path"], **options)
+    model = peft.get_peft_model(model, config).eval()
+    report = peft.set_peft_model_state_dict(model, saved)
+    refuse_keys((name for name in report.missing_keys if "lora_" in name), report.unexpected_keys)
     return model, tokenizer
 
 
 def add_adapters(model, rank, source):
     """A PeftModel with new adapters on what the published runs name and LLaDA has."""
-    options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05)
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
-    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, **options))
+    options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
+    model = peft.get_peft_model(model, peft.LoraConfig(**options))
     base = Path(source).resolve() if Path(source).exists() else source
     model.peft_config["default"].base_model_name_or_path = str(base)
     return model
 
 
-def read_tokenizer(path):
-    """The tokenizer of a checkpoint from its files alone; AutoTokenizer would offer to run code."""
-    files = "special_tokens_map.json", "tokenizer_config.json"
-    settings = {name: value for file in files for name, value in read_json(path, file).items()}
-    names = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
-    text = lambda token: token["content"] if isinstance(token, dict) else token
-    special = {name: text(settings[name]) for name in names if settings.get(name)}
-    if (path / "tokenizer.json").exists():
-        core = Tokenizer.from_str(own(path, "tokenizer.json").read_text())
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    else:  # Dream's: Qwen2's byte pairs, and tokens of its own
-        merges = own(path, "merges.txt").read_text().splitlines()[1:]
-        merges, vocab = [tuple(pair.split(" ")) for pair in merges], read_json(path, "vocab.json")
-        tokenizer = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges, **special)
-        added = settings.get("added_tokens_decoder", {})
-        added = {int(number): text(token) for number, token in added.items()}
-        added |= {number: token for token, number in read_json(path, "added_tokens.json").items()}
-        tokenizer.add_tokens([added[number] for number in sorted(added)], special_tokens=True)
-    tokenizer.chat_template = settings.get("chat_template")
-    if (path / "chat_template.jinja").exists():
-        tokenizer.chat_template = own(path, "chat_template.jinja").read_text()
+def read_tokenizer(directory):
+    """The tokenizer of a checkpoint: stock classes read copies of its tables, and of its settings
+    those in TOKENS alone. (AutoTokenizer would offer to run code.)"""
+    settings = read_json(directory / "tokenizer_config.json")
+    settings = {name: settings[name] for name in TOKENS if settings.get(name)}
+    tables = [directory / name for name in TABLES if own(directory / name)]
+    fast = directory / "tokenizer.json" in tables
+    stock = transformers.PreTrainedTokenizerFast if fast else transformers.Qwen2Tokenizer
+    if not fast and directory / "vocab.json" not in tables:
+        raise ValueError("there is no tokenizer.json or vocab.json")
+    with tempfile.TemporaryDirectory() as clean:
+        for table in tables:
+            shutil.copy(table, clean)
+        Path(clean, "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = stock.from_pretrained(clean)
     if not isinstance(tokenizer.chat_template, str | None):
         raise ValueError("the chat template is not one text")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -478,13 +447,12 @@ def read_tokenizer(path):
 
 def encode(tokenizer, prompts):
     """The prompts, as user's turns if there is a template: input_ids, attention_mask [B, P]."""
-    layout = dict(padding=True, padding_side="left", return_tensors="pt")
-    if not tokenizer.chat_template:
-        return tokenizer(list(prompts), **layout)
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    with refusing("the tokenizer's chat template cannot be used"):
+    texts, template = list(prompts), tokenizer.chat_template
+    if template:  # it writes the special tokens that begin a text itself
+        chats = [[{"role": "user", "content": text}] for text in texts]
         texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return tokenizer(texts, add_special_tokens=False, **layout)  # the template has written those
+    layout = dict(padding=True, padding_side="left", return_tensors="pt")
+    return tokenizer(texts, add_special_tokens=not template, **layout)
 
 
 def decode(model, tokenizer, tokens):
@@ -508,13 +476,13 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
     """The last hidden states from which `predict_logits` predicts `positions`: [B, n, H]."""
     columns = torch.arange(canvas.shape[1], device=canvas.device)
     place, visible = columns[None], None
-    if attention_mask is not None:
-        real = torch.ones_like(canvas, dtype=torch.bool)  # [B, P+L]
-        real[:, : attention_mask.shape[1]] = attention_mask.bool()
+    if attention_mask is not None and not attention_mask.all():
+        beyond = canvas.shape[1] - attention_mask.shape[1]
+        real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
         place, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
     states = model.get_decoder()(canvas, visible, place, use_cache=False).last_hidden_state
     read_at = columns if positions is None else positions
-    return states[:, (read_at - 1).clamp(min=0) if model.config.logit_shift else read_at]
+    return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
 
 def as_reference(model):
@@ -535,31 +503,25 @@ def as_reference(model):
 # choose, and little to get wrong. That is also why fewer steps are worse.
 
 
-@dataclass
-class Rollout:
+class Rollout(NamedTuple):
     """What `generate` returns: the completions, and how they came to be."""
 
     prompt: Tensor  # long [B, P], as given
-    attention_mask: Optional[Tensor]  # [B, P], as given
+    attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: EOS filled in
     probability: Tensor  # float [B, L]: of each token when it was written, at temperature 1; else 1
-
-    def map(self, change):
-        """The same with each of its tensors changed."""
-        changed = (None if tensor is None else change(tensor) for tensor in vars(self).values())
-        return type(self)(*changed)
 
 
 def unmasking_schedule(gen_length, steps, block_length):
     """For each block (its first column, [tokens to write in each of its steps]), remainders first.
 
     Raises InputError unless blocks fill the completion, and each has a step, each step a token."""
-    if not 1 <= block_length <= gen_length <= 2**20 or gen_length % block_length:
+    blocks = gen_length // (block_length or 1)
+    if not gen_length == blocks * block_length <= 2**20:
         sentence = f"is no multiple of block_length {block_length}, up to a million"
         raise InputError(f"gen_length {gen_length} {sentence}")
-    blocks = gen_length // block_length
-    if not blocks <= steps <= gen_length:
+    if not 0 < blocks <= steps <= gen_length:
         sentence = f"take {blocks} to {gen_length} denoising steps, not {steps}"
         raise InputError(f"{gen_length} tokens in {blocks} blocks {sentence}")
     evenly = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
@@ -614,33 +576,31 @@ def generate(
     Three functions may be given. policy(model, canvas [b, P+L], attention_mask, positions [n]):
     logits [b, n, V]. choose(confidence [b, n], masked [b, n], count): the places to write, bool
     [b, n]. watch(step, rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
-    schedule = unmasking_schedule(gen_length, steps, block_length)
-    mask_id = model.config.mask_token_id
+    mask_id, P = model.config.mask_token_id, prompt.shape[1]
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
-    P, step = prompt.shape[1], 0
+    attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
     canvas = F.pad(prompt, (0, gen_length), value=mask_id)  # [B, P+L]
     written_at = torch.full_like(canvas, steps)
     probability = torch.ones(canvas.shape, device=canvas.device)
-    for start, counts in schedule:
+    step = 0
+    for start, counts in unmasking_schedule(gen_length, steps, block_length):
         rows = (~torch.isin(canvas[:, P : P + start], eos).any(1)).nonzero()[:, 0]  # [b], the live
-        if not len(rows):
-            break
-        padding = None if attention_mask is None else attention_mask[rows]
-        block = torch.arange(P + start, P + start + block_length, device=canvas.device)  # [n]
-        cells = rows[:, None], block  # of these rows the current block: canvas[cells] is [b, n]
+        columns = torch.arange(P + start, P + start + block_length, device=canvas.device)  # [n]
         for count in counts:
-            masked = canvas[cells] == mask_id
-            if not masked.any():  # some way to choose has run ahead
+            masked = canvas[rows[:, None], columns] == mask_id  # [b, n]
+            if not masked.any():  # no row is live, or some way to choose has run ahead
                 break
-            logits = policy(model, canvas[rows], padding, block)  # [b, n, V]
+            logits = policy(model, canvas[rows], attention_mask[rows], columns)  # [b, n, V]
             logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
             proposal, confidence = propose(logits, temperature, generator)
             if watch:
                 watch(step, rows, canvas[rows], proposal, confidence)
             write = masked & choose(confidence, masked, count)
-            canvas[cells] = proposal.where(write, canvas[cells])
-            written_at[cells] = written_at[cells].masked_fill(write, step)
-            probability[cells] = confidence.where(write, probability[cells])
+            row, column = write.nonzero(as_tuple=True)
+            cells = rows[row], columns[column]
+            canvas[cells] = proposal[write]
+            written_at[cells] = step
+            probability[cells] = confidence[write]
             step += 1
     completion = canvas[:, P:].masked_fill(canvas[:, P:] == mask_id, eos[0])
     return Rollout(prompt, attention_mask, completion, written_at[:, P:], probability[:, P:])
@@ -724,8 +684,7 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options):
 
 def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, uniform=None):
     """The `mc_samples` Views whose estimate is `elbo`."""
-    options = dict(generator=generator, device=prompt.device)
-    uniform = uniform or (lambda columns: torch.rand(len(prompt), columns, **options))
+    uniform = uniform or independent_noise(prompt, generator)
     counted = until_eos(completion, config.eos_token_id)  # [B, L]
     length = counted.sum(-1, keepdim=True)  # [B, 1], each row's own L
     views = []
@@ -737,6 +696,12 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
         hidden = F.pad((rank < size) | ~counted, (prompt.shape[1], 0))
         views.append(View(hidden, completion, (rank < size) * length / (size * mc_samples)))
     return views
+
+
+def independent_noise(prompt, generator):
+    """A `uniform` for the Views: from a number of columns to noise, float [B, columns]."""
+    options = dict(generator=generator, device=prompt.device)
+    return lambda columns: torch.rand(len(prompt), columns, **options)
 
 
 def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
@@ -756,8 +721,7 @@ def one_step_views(
     config, prompt, completion, *, mc_samples=1, prompt_mask_prob=0.15, generator=None, uniform=None
 ):
     """The `mc_samples` Views whose estimate is `one_step_log_likelihood`."""
-    options = dict(generator=generator, device=prompt.device)
-    uniform = uniform or (lambda columns: torch.rand(len(prompt), columns, **options))
+    uniform = uniform or independent_noise(prompt, generator)
     weight, length = until_eos(completion, config.eos_token_id) / mc_samples, completion.shape[1]
     masks = [uniform(prompt.shape[1]) < prompt_mask_prob for _ in range(mc_samples)]
     return [View(F.pad(mask, (0, length), value=True), completion, weight) for mask in masks]
@@ -830,11 +794,6 @@ class Batch:
     w_minus: Tensor  # float [B]
 
 
-def everywhere(flag=True):
-    """Waits for all ranks; whether `flag` is true on each."""
-    return all(gather(lambda _: bool(flag), range(WORLD)))
-
-
 def gather(function, items):
     """[function(item) for item in items], each rank computing an equal share and getting all."""
     share, parts = math.ceil(len(items) / WORLD), [None] * WORLD
@@ -843,6 +802,11 @@ def gather(function, items):
         return [function(item) for item in mine]
     dist.all_gather_object(parts, [function(item) for item in mine])
     return sum(parts, [])[: len(items)]
+
+
+def everywhere(flag=True):
+    """Waits for all ranks; whether `flag` is true on each."""
+    return all(gather(lambda _: bool(flag), range(WORLD)))
 
 
 def clip_gradients(model, trained, max_norm):
@@ -857,7 +821,7 @@ def set_up(config, load=load_model):
     if WORLD > 1 and not dist.is_initialized():
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if config.device == "cuda" else "gloo")
+        dist.init_process_group()  # gloo on CPUs, and NCCL on GPUs
         atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
     task, adapt = get_task(config.task), config.lora_rank and not config.eval_only
     files = config.data, config.test_data, config.seed, config.blanks
@@ -884,24 +848,29 @@ def set_up(config, load=load_model):
 @torch.no_grad()
 def check_model(model, tokenizer, prompts, config):
     """Refuses a model that could not read the prompts, or would train without error for nothing."""
-    encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
-    ids = encoded.input_ids[encoded.attention_mask.bool()]
-    distinct = set(map(tuple, encoded.input_ids.tolist()))
-    length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
-    two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
-    two[1, 8] = 15 % vocabulary  # which positions notice? Those left of it do not, if it is causal
-    noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
-    for wrong, sentence in (
-        (length > model.config.max_position_embeddings, f"{length} tokens are more than it allows"),
-        (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
-        ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
-        (2 * len(distinct) < len(set(prompts)), "its tokenizer makes the same of many prompts"),
-        (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
-        (not noticed.isfinite().all(), "its logits are not finite numbers"),
-        (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
-    ):
-        if wrong:
-            raise InputError(f"--model {config.model}: {sentence}")
+    with refusing(f"--model {config.model}: cannot be used"):
+        encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
+        ids, distinct = encoded.input_ids, len(encoded.input_ids.unique(dim=0))
+        length = ids.shape[1] + max(config.gen_length, *config.eval_lengths)
+        two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
+        two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
+        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
+        for wrong, sentence in (
+            (length > model.config.max_position_embeddings, f"{length} tokens are too many for it"),
+            (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
+            (ids.max() >= vocabulary, f"its tokenizer has tokens beyond its {vocabulary}"),
+            (2 * distinct < len(set(prompts)), "its tokenizer makes the same of many prompts"),
+            (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
+            (not noticed.isfinite().all(), "its logits are not finite numbers"),
+            (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
+        ):
+            if wrong:
+                raise ValueError(sentence)
+
+
+def seed_of(*numbers):
+    """A seed of its own for each combination of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def autocast(config):
@@ -918,34 +887,31 @@ def sample(
     on `seed` (numbers) and on which prompts are sampled together; other options are generate's."""
     batch = encode(tokenizer, prompts).to(config.device)
     size = min(config.rollout_batch_size, math.ceil(len(prompts) / WORLD))
-    options |= dict(gen_length=gen_length, steps=steps)
-    options |= dict(block_length=min(config.block_length, gen_length))
+    block_length = min(config.block_length, gen_length)
+    options |= dict(gen_length=gen_length, steps=steps, block_length=block_length)
     model.eval()
 
     def part(first):
-        rows, draws = slice(first, first + size), np.random.SeedSequence([*seed, first])
-        generator = torch.Generator(config.device)
-        generator.manual_seed(int(draws.generate_state(1, np.uint64)[0]))
-        mask = None if batch.attention_mask.all() else batch.attention_mask[rows]
-        settings = dict(attention_mask=mask, generator=generator, **options)
-        return generate(model, batch.input_ids[rows], **settings).map(lambda x: x.cpu())
+        rows = slice(first, first + size)
+        generator = torch.Generator(config.device).manual_seed(seed_of(*seed, first))
+        own = dict(attention_mask=batch.attention_mask[rows], generator=generator)
+        rollout = generate(model, batch.input_ids[rows], **own, **options)
+        return rollout._make(tensor.cpu() for tensor in rollout)
 
     parts = gather(part, range(0, len(prompts), size))
-    columns = zip(*(vars(rollout).values() for rollout in parts))
-    joined = (None if tensors[0] is None else torch.cat(tensors) for tensors in columns)
-    return type(parts[0])(*joined).map(lambda x: x.to(config.device))
+    return parts[0]._make(torch.cat(tensors).to(config.device) for tensors in zip(*parts))
 
 
 def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
     """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
     b = config.beta / (config.lam + config.beta)  # the reference's share, see section 5
     options = dict(policy=mixture(reference, b)) if b else {}
-    options |= dict(gen_length=config.gen_length, steps=config.diffusion_steps)
     options |= dict(temperature=config.temperature, generate=generate)
-    prompts, task = [problem["prompt"] for problem in problems], get_task(config.task)
-    rollout = sample(model, tokenizer, prompts, config, seed=seed, **options)
+    lengths = config.gen_length, config.diffusion_steps
+    prompts = [problem["prompt"] for problem in problems]
+    rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
-    rewards = [judge(task.reward, text, problem) for text, problem in zip(texts, problems)]
+    rewards = [judge(get_task(config.task).reward, *each) for each in zip(texts, problems)]
     rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
     w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
     return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
@@ -975,201 +941,156 @@ def learn(
     model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None without a step), how many were "clipped" or, not being finite, "skipped"."""
+    "grad_norm" (None without a step), and how many were "skipped", not being finite."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
     for _ in range(config.num_iterations):
-        total = torch.zeros((), device=config.device)
+        total = 0.0
         optimizer.zero_grad()
         for view in draw(config, model.config, batch):
             needed = (view.weight != 0).any(1)  # [B]; other rows make equal shares for all ranks
             count = math.ceil(max(int(needed.sum()), 1) / WORLD)
             mine = (~needed).byte().argsort(stable=True)[RANK::WORLD][:count]
             for rows in mine.split(config.micro_batch_size):
-                part = type(view)(*(tensor[rows] for tensor in view))
-                mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
+                part, mask = view._make(each[rows] for each in view), rollout.attention_mask[rows]
                 log_probs = token_log_probs(model, rollout.prompt[rows], part, mask)  # [b, L]
                 value = loss(batch, rows, part, log_probs)
                 value.backward()
-                total += value.detach()
+                total += value.item()
         norm = clip(model, trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total.item(), range(WORLD)))
+        total = sum(gather(lambda _: total, range(WORLD)))
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
     loss, norm = map(fmean, zip(*taken)) if taken else (None, None)
-    clipped = sum(norm > config.max_grad_norm for _, norm in taken)
-    skipped = config.num_iterations - len(taken)
-    return {"loss": loss, "grad_norm": norm, "clipped": clipped, "skipped": skipped}
+    return {"loss": loss, "grad_norm": norm, "skipped": config.num_iterations - len(taken)}
 
 
 def describe(batch, config, eos_token_id):
     """What the completions are like: metrics. "entropy" is the mean -log p of what was written."""
-    task, counted = get_task(config.task), until_eos(batch.rollout.completion, eos_token_id)
-    right = [judge(task.correct, *each) for each in zip(batch.texts, batch.problems)]
-    ended = torch.isin(batch.rollout.completion, torch.tensor(eos_token_id).to(counted.device))
-    rewards = batch.rewards
-    return {
-        "reward": rewards.mean().item(),
-        "accuracy": fmean(map(bool, right)),
-        "degenerate_groups": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+    counted = until_eos(batch.rollout.completion, eos_token_id)
+    log_probs = batch.rollout.probability.clamp(min=1e-30).log()[counted]
+    equal = (batch.rewards == batch.rewards[:, :1]).all(1)
+    return get_task(config.task).scores(batch.texts, batch.problems) | {
+        "degenerate_groups": equal.float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
-        "truncated": 1 - ended.any(1).float().mean().item(),
-        "entropy": -batch.rollout.probability.clamp(min=1e-30).log()[counted].mean().item(),
+        "entropy": -log_probs.mean().item(),
     }
 
 
 class RunDirectory:
     """A run's files: claimed by one process at a time, whole at every moment, resumed bit for bit.
 
-    A checkpoint is a directory step-N-DIGEST of safetensors and state.json, named by the SHA-256 of
-    what it holds and renamed into place when it is whole; a damaged one is passed over. The draws
-    of a step depend on the settings and its number alone, so a resumed run repeats what was lost;
-    what the logs hold of that is cut off. Rank 0 writes."""
-
-    LOGS = "metrics.jsonl", "samples.jsonl", "timings.jsonl"
+    A checkpoint is one file, step-N-DIGEST: weights, AdamW's moments and, in its header, all else;
+    named by the SHA-256 of what it holds, and renamed into place when it is whole. A damaged one is
+    passed over. What a step draws depends on the settings and its number alone, so a resumed run
+    repeats what was lost. Logs are written anew from the checkpoint. Rank 0 writes."""
 
     def __init__(self, config):
-        self.config, self.path, self.asked, self.saved = config, Path(config.output_dir), 0, None
+        self.config, self.path, self.asked = config, Path(config.output_dir), 0
         self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # dropped by the system
         self.refuse_another()
 
     def refuse_another(self):
         there = os.listdir(self.path) if self.path.is_dir() else []
-        if not self.config.resume and set(there) - {".lock", "unfinished"}:
+        if not self.config.resume and set(there) - {".lock", "unfinished", "checkpoint"}:
             advice = "--resume goes on with it, or choose another directory"
             raise InputError(f"--output_dir {self.path} holds another run: {advice}")
 
-    def claim(self):
-        """Creates the directory and takes its lock, then looks again: one may have begun since."""
+    def restore(self, trained, optimizer, made_from):
+        """Claims the directory, and sets `state`, the weights {name: tensor} and the optimizer to
+        its newest checkpoint; a new run gets its first. made_from: what must be as it was."""
         with refusing(f"--output_dir {self.path}: cannot be written, or another process does"):
             self.path.mkdir(parents=True, exist_ok=True)
             if RANK == 0:
                 self.lock.acquire()
-        self.refuse_another()
+        self.refuse_another()  # one may have begun since
         everywhere()
-
-    def restore(self, trained, optimizer, made_from):
-        """Claims the directory, puts its newest whole checkpoint, if any, into the weights {name:
-        tensor} and the optimizer, sets `state`, cuts the logs to it and writes config.json.
-        made_from: fingerprints of what the run is made from, by name; must be as they were."""
-        self.claim()
-        self.trained, self.optimizer, self.started = trained, optimizer, time.monotonic()
-        self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0)
-        self.state |= dict(failed=0, made_from=made_from, logs=dict.fromkeys(self.LOGS, 0))
-        folder = self.path / "checkpoint"
-        if not folder.is_dir() and (self.path / "metrics.jsonl").exists():
-            raise InputError(f"--resume: {folder} is gone, and what was learned with it")
-        found = sorted(folder.glob("step-*"), reverse=True)
-        whole = [each for each in found if each.name.endswith(digest(each))]
-        for damaged in found if not whole else found[: found.index(whole[0])]:
-            print(f"wd1: {damaged} is damaged, passed over", file=sys.stderr)
-        if found:
-            with refusing(f"--resume: no checkpoint in {self.path} is whole and fits the model"):
-                self.saved = whole[0]
-                state = json.loads((self.saved / "state.json").read_text())
-                self.state = {name: state[name] for name in self.state}
-                self.read_tensors(self.saved, checkpoint_tensors(trained, optimizer))
-        for name, mark in made_from.items():
-            if self.state["made_from"].get(name) != mark:
-                raise InputError(f"--resume: {name} has changed; start a new run to change it")
-        self.passes = self.state["forward_passes"]
-        self.started -= self.state["seconds"]
-        everywhere()
+        self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
+        self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0, failed=0)
+        self.logs = dict(metrics=[], samples=[], timings=[])
+        if self.config.resume:
+            self.load()
+        else:
+            self.save()
         if RANK == 0:
-            self.write_json("config.json", asdict(self.config))
-            folder.mkdir(exist_ok=True)
-            for name, size in self.state["logs"].items():
-                with (self.path / name).open("ab") as log:
-                    if log.tell() < size:
-                        raise InputError(f"--resume: {self.path / name} is shorter than it was")
-                    log.truncate(size)
+            write(self.path / "config.json", json.dumps(asdict(self.config), indent=2))
+            for name, lines in self.logs.items():
+                write(self.path / f"{name}.jsonl", *map(json.dumps, lines))
+        self.clock = time.monotonic()
 
-    def count_pass(self, *_):
-        """A hook for the networks' forward passes."""
-        self.passes += 1
-
-    def record(self, metrics, batch=None, **timings):
-        """Appends to the logs: equal runs have equal metrics and samples, and other timings."""
-        seconds, samples = time.monotonic() - self.started, []
-        self.state |= dict(steps=metrics["step"], seconds=seconds, forward_passes=self.passes)
-        metrics["forward_passes"] = self.passes
-        if batch:  # the first group's
-            problem, scores = batch.problems[0]["prompt"], batch.rewards[0].tolist()
-            for text, score in zip(batch.texts, scores):
-                samples.append(dict(prompt=problem, completion=text, reward=score))
-        entries = [metrics], samples, [dict(seconds=seconds, **timings)]
-        for name, lines in zip(self.LOGS, entries if RANK == 0 else ()):
-            lines = [json.dumps({"step": metrics["step"], **line}) + "\n" for line in lines]
-            with (self.path / name).open("a") as log:
-                log.write("".join(lines))
-
-    def unfinished(self):
-        """Where things are written before they are published; empty, whatever was left there."""
-        path = self.path / "unfinished"
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return path
-
-    def publish(self, written, name):
-        """Gives what is written, once it is on the disk, its name."""
-        for file in (*written.glob("*"), written):
-            to_disk(file)
-        if (self.path / name).is_dir():
-            shutil.rmtree(self.path / name)
-        to_disk(written.rename(self.path / name).parent)
-
-    def write_json(self, name, content):
-        file = self.unfinished()
-        file.write_text(json.dumps(content, indent=2) + "\n")
-        self.publish(file, name)
+    def load(self):
+        """Goes back to the newest whole checkpoint, if that was made from the same."""
+        found = sorted(self.path.glob("checkpoint/step-*"), reverse=True)
+        whole = [path for path in found if path.name.endswith(self.digest(path))]
+        if not whole:
+            raise InputError(f"--resume: {self.path} has no whole checkpoint to go on from")
+        self.state, self.logs, made_from = json.loads(self.read_header(whole[0]))
+        for name, mark in self.made_from.items():
+            if made_from.get(name) != mark:
+                raise InputError(f"--resume: {name} has changed; start a new run to change it")
+        self.read_tensors(whole[0])
+        everywhere()
+        for path in found[: found.index(whole[0])] if RANK == 0 else ():
+            print(f"wd1: {path} is damaged, passed over", file=sys.stderr)
+            remove(path)
 
     def save(self):
         """Writes a checkpoint, drops all but the one before it, and sums up the run so far."""
-        directory, folder = self.path / "unfinished", self.path / "checkpoint"
-        if RANK == 0:
-            for name in self.LOGS:
-                to_disk(self.path / name)
-                self.state["logs"][name] = (self.path / name).stat().st_size
-            self.unfinished().mkdir()
-        everywhere()
-        self.write_tensors(directory, checkpoint_tensors(self.trained, self.optimizer))
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        draft = folder / "unfinished"
+        self.write_checkpoint(draft, json.dumps([self.state, self.logs, self.made_from]))
         everywhere()
         if RANK == 0:
-            (directory / "state.json").write_text(json.dumps(self.state))
-            whole = folder / f"step-{self.state['steps']:07}-{digest(directory)}"
-            self.publish(directory, f"checkpoint/{whole.name}")
-            for other in set(folder.iterdir()) - {whole, self.saved}:
-                shutil.rmtree(other)
-            self.saved = whole
-            self.write_json("summary.json", self.state)
-            plot(self.path)
+            publish(draft, folder / f"step-{self.state['steps']:07}-{self.digest(draft)}")
+            for old in sorted(folder.glob("step-*"))[:-2]:
+                remove(old)
+            if self.state["steps"]:
+                write(self.path / "summary.json", json.dumps(self.state, indent=2))
+                plot(self.path, self.logs["metrics"])
 
-    def write_tensors(self, directory, tensors):
+    def write_checkpoint(self, path, header):
         if RANK == 0:
-            save_file(tensors, directory / "tensors.safetensors")
+            save_file(self.tensors, path, {"run": header})
 
-    def read_tensors(self, directory, tensors):
-        saved = load_file(directory / "tensors.safetensors")
-        check_shapes(tensors, saved)
-        for name, tensor in tensors.items():
-            tensor.copy_(saved[name])
+    def read_header(self, path):
+        with safe_open(path, "pt") as saved:
+            return saved.metadata()["run"]
 
-    def finish(self, model, tokenizer):
+    def read_tensors(self, path):
+        with safe_open(path, "pt") as saved:
+            for name, tensor in self.tensors.items():
+                tensor.copy_(saved.get_tensor(name))
+
+    def digest(self, path):
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+    def record(self, **entries):
+        """Appends lines to the logs, {name: [dict]}. Equal runs differ in their timings alone."""
+        now = time.monotonic()
+        self.state["seconds"] += now - self.clock
+        self.clock = now
+        entries["timings"] = [{"seconds": self.state["seconds"]}]
+        for name, lines in entries.items():
+            self.logs[name] += lines
+            if RANK == 0:
+                with (self.path / f"{name}.jsonl").open("a") as log:
+                    log.writelines(f"{json.dumps(line)}\n" for line in lines)
+
+    def finish(self, model, tokenizer, **weights):
         """Writes the trained model, which load_model and plain transformers or peft read."""
-        weights = self.model_weights(model)
+        draft = self.path / "unfinished-model"
         if RANK == 0:
-            directory = self.unfinished()
-            model.save_pretrained(directory, **weights)
-            tokenizer.save_pretrained(directory)
-            self.publish(directory, "model")
-
-    def model_weights(self, model):
-        """What save_pretrained is told: or peft might save embeddings, if it found them changed."""
-        return {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+            remove(draft)  # peft, if it found embeddings changed, might save them
+            model.save_pretrained(draft, save_embedding_layers=False, **weights)
+            tokenizer.save_pretrained(draft)
+            publish(draft, self.path / "model")
 
     @contextlib.contextmanager
     def stoppable(self):
-        """A first Ctrl-C or SIGTERM asks the loop to stop, one more, a second later, ends all at
+        """A first Ctrl-C or SIGTERM asks the loop to stop; one more, a second later, ends all at
         once: schedulers signal every process, and torchrun passes on what it gets."""
 
         def ask(number, _):
@@ -1180,7 +1101,7 @@ class RunDirectory:
                 os.write(2, b"\nstopping where the run can go on from; once more stops at once\n")
 
         before = {}
-        if threading.current_thread() is threading.main_thread():
+        with contextlib.suppress(ValueError):  # not the main thread, which alone gets signals
             before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -1199,63 +1120,67 @@ class RunDirectory:
         raise SystemExit(f"stopped after step {self.state['steps']}; to go on: {again}")
 
 
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def to_disk(path):
-    """Waits until a file, or what a directory says, would survive a power cut."""
     number = os.open(path, os.O_RDONLY)
     os.fsync(number)
     os.close(number)
+
+
+def publish(draft, path):
+    """Gives what is written, once it would survive a power cut, its name."""
+    for each in (*draft.glob("*"), draft):
+        to_disk(each)
+    remove(path)
+    draft.rename(path)
+    to_disk(path.parent)
+
+
+def write(path, *lines):
+    """Writes a text file, or leaves it as it is."""
+    draft = path.with_name("unfinished")
+    draft.write_text("".join(f"{line}\n" for line in lines))
+    publish(draft, path)
 
 
 def checkpoint_tensors(trained, optimizer):
     """All tensors of a checkpoint by name: the weights that are trained, and AdamW's state."""
     tensors = {}
     for name, weight in trained.items():
-        if not optimizer.state[weight]:  # as AdamW begins
-            zeros = {part: torch.zeros_like(weight.data) for part in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[weight] = {"step": torch.zeros(()), **zeros}
+        moments = {part: torch.zeros_like(weight.data) for part in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[weight] |= {"step": torch.zeros(()), **moments}  # as AdamW begins
         parts = {"weight": weight.data, **optimizer.state[weight]}
         tensors |= {f"{part}.{name}": tensor for part, tensor in parts.items()}
     return tensors
 
 
-def digest(directory):
-    """The beginning of the SHA-256 of what a checkpoint holds."""
-    total = hashlib.sha256()
-    for file in sorted([*directory.glob("state.json"), *directory.glob("*.safetensors")]):
-        with file.open("rb") as content:
-            total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
-def plot(path):
+def plot(path, metrics):
     """curve.png: reward and held-out accuracy against steps, where matplotlib is there."""
-    try:
+    with contextlib.suppress(ImportError):
         from matplotlib.figure import Figure
-    except ImportError:
-        return
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    tested = [(each["step"], each["eval"]["accuracy"]) for each in lines if "eval" in each]
-    axes = Figure(figsize=(6, 4), layout="constrained").subplots()
-    axes.plot([each.get("reward", math.nan) for each in lines], label="reward of the samples")
-    axes.plot(*zip(*tested), "o-", label="held-out accuracy")
-    axes.set(xlabel="training step", title=path.name)
-    axes.legend()
-    axes.figure.savefig(path / "curve.png", dpi=150)
+
+        axes, columns = Figure().subplots(), ["reward", "eval.accuracy"]
+        pd.json_normalize(metrics).plot("step", columns, style=["-", "o"], ax=axes)
+        axes.figure.savefig(path / "curve.png", dpi=150)
 
 
 def made_from(config, model, train_set, test_set):
-    """Marks of what a run is made from. `resume` refuses any other, by its name here."""
-    parts = {f"--{name}": vars(config)[name] for name in vars(config).keys() - set(MAY_CHANGE)}
+    """What a run is made from: `--resume` refuses any other, by its name here."""
+    settings = asdict(config).items()
+    parts = {f"--{name}": value for name, value in settings if name not in MAY_CHANGE}
     parts["the task's file"] = Path(inspect.getfile(type(get_task(config.task)))).read_text()
     parts["one of the problems"] = [train_set[:], test_set[:]]
-    marks = {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
-    return marks | {"the model or its tokenizer": model.fingerprint}
+    parts["the model or its tokenizer"] = model.fingerprint
+    return {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
 
 
 def problems_at(step, train_set, config):
     """The problems of a step, each G times on end."""
     count = config.batch_size // config.num_generations
-    chosen = problems_of(step, count, len(train_set), config.seed)
+    chosen = problems_of(step - 1, count, len(train_set), config.seed)
     return [train_set[i] for i in chosen for _ in range(config.num_generations)]
 
 
@@ -1273,40 +1198,51 @@ def train(
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     options = dict(betas=(0.9, 0.99), weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(trained.values(), config.learning_rate, **options)
-    lengths = config.warmup_steps, config.max_steps + 1
-    [rate] = transformers.get_scheduler(config.lr_scheduler, optimizer, *lengths).lr_lambdas
     run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
+    state, run.passes = run.state, run.state["forward_passes"]
+
+    def count_pass(*_):
+        run.passes += 1
+
     for network in {model, reference or model}:
-        network.get_decoder().register_forward_pre_hook(run.count_pass)
-    state, evaluated = run.state, (model, tokenizer, test_set, config, generate)
+        network.get_decoder().register_forward_pre_hook(count_pass)
+
+    def report(metrics, **more):
+        """The end of a step: an evaluation if it is time for one, and a line in each log."""
+        step = metrics["step"]
+        if step in (0, config.max_steps) or config.eval_every and step % config.eval_every == 0:
+            state["after"] = evaluate_model(model, tokenizer, test_set, config, generate)
+            state["before"] = state["before"] or state["after"]
+            metrics["eval"] = state["after"]
+        state.update(steps=step, forward_passes=run.passes)
+        metrics["forward_passes"] = run.passes
+        run.record(metrics=[metrics], **more)
+        watch(run, metrics)
+
     with autocast(config), run.stoppable():
-        if state["before"] is None:
-            state["before"] = state["after"] = evaluate_model(*evaluated)
-            run.record({"step": 0, "eval": state["before"]})
-            watch(run, {"step": 0, "eval": state["before"]})
+        if not state["before"]:
+            report({"step": 0})
         bar = tqdm(range(state["steps"] + 1, config.max_steps + 1), "wd1", disable=RANK > 0)
         for step in bar:
             run.stop_if_asked()
-            begin, seed = time.monotonic(), (config.seed, step - 1)  # draws depend on it alone
-            transformers.set_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-            problems = problems_at(step - 1, train_set, config)
+            seed, problems = (config.seed, step), problems_at(step, train_set, config)
+            transformers.set_seed(seed_of(*seed))  # draws depend on the step alone
             batch = collect(model, reference, tokenizer, problems, config, seed, generate)
             run.stop_if_asked()  # the same samples will be drawn again
-            speed = batch.rollout.completion.numel() / max(time.monotonic() - begin, 1e-9)
-            optimizer.param_groups[0]["lr"] = config.learning_rate * rate(step)
+            share = 1 - config.lr_decay * (step - 1) / config.max_steps
+            optimizer.param_groups[0]["lr"] = config.learning_rate * share
             metrics = {"step": step, **describe(batch, config, model.config.eos_token_id)}
             metrics |= learn(model, optimizer, batch, config)
-            metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
             # Three steps on end without an update, or the last one, and nothing will come of it.
             lost = state["failed"] >= (1 if step == config.max_steps else 3)
             if lost or not everywhere(all(bool(w.isfinite().all()) for w in trained.values())):
                 advice = "start again with a lower --learning_rate"
                 raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")
-            if step == config.max_steps or config.eval_every and step % config.eval_every == 0:
-                metrics["eval"] = state["after"] = evaluate_model(*evaluated)
-            run.record(metrics, batch, tokens_per_second=speed)
-            watch(run, metrics)
+            group = zip(batch.texts, batch.rewards[0].tolist())  # the first
+            prompt = problems[0]["prompt"]
+            samples = [dict(step=step, prompt=prompt, completion=c, reward=r) for c, r in group]
+            report(metrics, samples=samples)
             bar.set_postfix(reward=metrics["reward"], held_out=state["after"]["accuracy"])
             if step == config.max_steps or step % config.save_every == 0:
                 run.save()
@@ -1322,15 +1258,13 @@ def train(
 def evaluate_model(model, tokenizer, test_set, config, generate=generate):
     """{"accuracy", "reward", "published_score", "lengths": {L: these three}, "problems"}; the first
     three at the length nearest to gen_length. published_score is by the published runs' rules."""
-    task, lengths = get_task(config.task), {}
+    lengths = {}
     for length in config.eval_lengths:
-        sizes = length, (length + 1) // 2  # two tokens a step, as in the published runs
-        rollout = sample(model, tokenizer, test_set["prompt"], config, *sizes, generate=generate)
-        answers = list(zip(decode(model, tokenizer, rollout.completion), test_set))
-        accuracy = fmean(bool(judge(task.correct, *answer)) for answer in answers)
-        reward = fmean(judge(task.reward, *answer) for answer in answers)
-        score = fmean(judge(task.published_score, *answer) for answer in answers)
-        lengths[str(length)] = dict(accuracy=accuracy, reward=reward, published_score=score)
+        rollout = sample(
+            model, tokenizer, test_set["prompt"], config, length, (length + 1) // 2, generate=generate
+        )  # two tokens a step, as in the published runs
+        texts = decode(model, tokenizer, rollout.completion)
+        lengths[str(length)] = get_task(config.task).scores(texts, test_set)
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
     return {**lengths[str(nearest)], "lengths": lengths, "problems": len(test_set)}
 
@@ -1353,33 +1287,69 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def parse_arguments(argv=None, config_class=Config):
-    """The command line as a Config."""
+def number(kind, least):
+    """A reader of numbers, for argparse."""
+
+    def read(text):
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) < 1e15:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is no {kind.__name__}, {least} to 1e15")
+
+    return read
+
+
+TYPES = {  # of settings, as argparse takes them
+    str: {},
+    Optional[str]: {},
+    bool: dict(type=string_to_bool, nargs="?", const=True),
+    int: dict(type=number(int, 1)),
+    Count: dict(type=number(int, 0)),
+    float: dict(type=number(float, 0)),
+    list[int]: dict(type=number(int, 1), nargs="+"),
+}
+
+
+def parse(words, config_class):
+    """The settings that a command line gives, as a dict; `--help` is made from the comments."""
     parser = Parser(
         usage=f"{config_class.program} [--SETTING VALUE ...]",
         description=__doc__.splitlines()[0],
         epilog=f"Other defaults, by task and for models named tiny: {PRESETS}",
-        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=26),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        conflict_handler="resolve",  # a subclass may define a setting anew
     )
-    types = {
-        int: dict(type=int),
-        Optional[int]: dict(type=int),
-        float: dict(type=float),
-        bool: dict(nargs="?", const=True, type=string_to_bool),
-        list[int]: dict(nargs="+", type=int),
-    }
-    kinds, group = typing.get_type_hints(config_class), parser
-    for each in fields(config_class):
-        if each.metadata["group"]:
-            group = parser.add_argument_group(each.metadata["group"])
-        options = types.get(kinds[each.name], {})
-        group.add_argument(f"--{each.name}", help=each.metadata["help"], metavar="X", **options)
-    given, others = parser.parse_known_args(argv)
-    # A word that is no setting's is passed on as one, and refused there.
-    unknown = {word.strip("-").partition("=")[0]: None for word in others[:1]}
-    return config_class(**vars(given), **unknown)
+    kinds, group = get_type_hints(config_class), parser
+    classes = "".join(map(inspect.getsource, reversed(config_class.__mro__[:-1])))
+    for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", classes):
+        if not name:
+            group = parser.add_argument_group(comment)
+            continue
+        kind = kinds[name]
+        options = TYPES[kind] if kind in TYPES else dict(choices=get_args(kind))
+        help = f"{comment} [{getattr(config_class, name)}]"
+        group.add_argument(f"--{name}", help=help, metavar="X", **options)
+    given, others = parser.parse_known_args(words)
+    for word in others[:1]:
+        [nearest] = difflib.get_close_matches(word.lstrip("-"), kinds, 1, cutoff=0)
+        raise InputError(f"{word:.60}: there is no such setting; the nearest is --{nearest}")
+    return vars(given)
+
+
+def as_words(settings):
+    """A dict of settings as a command line gives them."""
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def parse_arguments(argv=None, config_class=Config):
+    """The command line as a Config."""
+    return config_class(**parse(argv, config_class))
 
 
 def main(argv=None, config_class=Config, train=train, evaluate=evaluate):

@@ -10,7 +10,6 @@ All of it is passed to wd1.train from outside; without options it does what wd1.
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import wd1
@@ -19,7 +18,6 @@ from extras.methods.views import draw_views
 from extras.sampling.cache import CachedPolicy
 from extras.sampling.choices import guided, random, threshold
 from rewards import InputError
-from wd1 import setting
 
 OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their own
     "wd1": {},
@@ -37,35 +35,28 @@ OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their o
 class MoreConfig(wd1.Config):
     """wd1.Config with more settings."""
 
-    objective: Literal[*OBJECTIVES] = setting("wd1", "what is optimised (extras/methods)")
-    likelihood: Literal["one_step", "elbo", "trajectory"] = setting(
-        "one_step", "wd1's estimate of log p(o|q); trajectory: along the sampler's path"
-    )
-    mc_samples: int = setting(1, "draws of an estimate, or steps of the trajectory or of wd1++")
-    beta: float = setting(0.0, "strength of the KL to the reference; diffu-grpo: 0.04")
-    complementary: bool = setting(False, "elbo: score each mask together with its complement")
-    shared_masks: bool = setting(False, "a group shares its mask draws")
-    epsilon: float = setting(0.5, "diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]")
-    confidence_factor: bool = setting(True, "wd1++: weigh tokens with the sampler's confidence")
-    cache: Literal["none", "prefix", "dual"] = setting(
-        "none", "approximate, fast: keep keys and values (extras/sampling/cache.py)"
-    )
-    threshold: float = setting(1.0, "approximate, fast: also write all surer tokens; 1: exact")
-    cfg_scale: float = setting(0.0, "classifier-free guidance of sampling and evaluation")
-    remasking: Literal["low_confidence", "random"] = setting(
-        "low_confidence", "what a step leaves masked"
-    )
-    shard: bool = setting(False, "divide the weights among a torchrun's processes (FSDP2)")
-    track: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
-        "none", "send the metrics to this tracker as well"
-    )
+    # beyond wd1.py
+    objective: Literal[*OBJECTIVES] = "wd1"  # what is optimised (extras/methods)
+    likelihood: Literal["one_step", "elbo", "trajectory"] = "one_step"  # or the sampler's path
+    mc_samples: int = 1  # draws of an estimate, or steps of the trajectory or of wd1++
+    beta: float = 0.0  # strength of the KL to the reference; diffu-grpo: 0.04
+    complementary: bool = False  # elbo: score each mask together with its complement
+    shared_masks: bool = False  # a group shares its mask draws
+    epsilon: float = 0.5  # diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]
+    confidence_factor: bool = True  # wd1++: weigh tokens with the sampler's confidence
+    tempered: bool = False  # wd1++: log p at the sampling temperature, as in the authors' code
+    cache: Literal["none", "prefix", "dual"] = "none"  # approximate, fast: keep keys and values
+    threshold: float = 1.0  # approximate, fast: also write all surer tokens; 1: exact
+    cfg_scale: float = 0.0  # classifier-free guidance of sampling and evaluation
+    remasking: Literal["low_confidence", "random"] = "low_confidence"  # what a step leaves masked
+    shard: bool = False  # divide the weights among a torchrun's processes (FSDP2)
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # a tracker for the metrics
 
     program = "python -m extras.train"
 
     def __init__(self, **given):
         preset = OBJECTIVES.get(given.get("objective"), {})
-        model = Path(str(given.get("model", "tiny")))
-        if any(part.startswith("tiny") for part in model.parts[-2:]):
+        if wd1.is_tiny(given.get("model", "tiny")):
             preset = {name: preset[name] for name in preset.keys() - wd1.PRESETS["tiny"]}
         super().__init__(**given if given.get("resume") else preset | given)
 
@@ -75,24 +66,20 @@ class MoreConfig(wd1.Config):
         along_path = self.likelihood == "trajectory"
         stepwise = along_path or self.objective == "wd1++"
         mixed = self.beta > 0 and self.objective != "diffu-grpo"
-        paired, odd = self.complementary, self.mc_samples % 2
+        elbo = is_wd1 and self.likelihood == "elbo"
         for wrong, sentence in (
             (self.epsilon > 1, f"--epsilon {self.epsilon}: is at most 1"),
-            (
-                not 0 < self.threshold <= 1,
-                f"--threshold {self.threshold}: is a probability above 0; 1 means exact sampling",
-            ),
+            (not 0 < self.threshold <= 1, f"--threshold {self.threshold}: above 0, 1 at most"),
             (along_path and not is_wd1, f"--likelihood trajectory: {self.objective} has its own"),
             (
                 stepwise and self.mc_samples > self.diffusion_steps,
-                f"--mc_samples {self.mc_samples}: there are only --diffusion_steps "
-                f"{self.diffusion_steps}",
+                f"--mc_samples: there are only --diffusion_steps {self.diffusion_steps}",
             ),
+            (self.complementary and not elbo, "--complementary is for --likelihood elbo"),
             (
-                paired and not (is_wd1 and self.likelihood == "elbo"),
-                "--complementary pairs the masks of wd1 with --likelihood elbo",
+                self.complementary and self.mc_samples % 2,
+                f"--complementary pairs masks: --mc_samples {self.mc_samples} is odd",
             ),
-            (paired and odd, f"--complementary pairs masks: --mc_samples {self.mc_samples} is odd"),
             (stepwise and self.shared_masks, "--shared_masks: the sampler's path has none"),
             (mixed and self.cache != "none", "--cache serves one model, and --beta mixes two"),
         ):

@@ -3,7 +3,7 @@ wd1.train takes, and which leave the work to wd1.collect and wd1.learn.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,7 @@ from rewards import get_task, judge
 def collect_positive(*arguments):
     """wd1.collect, without w-."""
     batch = wd1.collect(*arguments)
-    batch.w_minus = torch.zeros_like(batch.w_minus)
-    return batch
+    return replace(batch, w_minus=torch.zeros_like(batch.w_minus))
 
 
 # ============================================================================ wd1++
@@ -38,19 +37,16 @@ def collect_positive(*arguments):
 # equation has not: `confidence_factor`.) To wd1.learn a guess is a row like any other.
 
 
-@dataclass
-class Guesses(wd1.Rollout):
+class Guesses(NamedTuple):
     """A Rollout that kept all guesses. Of a row that was done they are its completion."""
 
+    prompt: Tensor
+    attention_mask: Tensor
+    completion: Tensor
+    written_at: Tensor
+    probability: Tensor
     guess: Tensor  # long [B, T, L]: x0_t
     confidence: Tensor  # float [B, T, L]: c, of tokens that were masked in x_t; else 0
-
-
-@dataclass
-class GuessBatch(wd1.Batch):
-    """A Batch, and another whose B T rows are the guesses, those of a completion on end."""
-
-    guesses: wd1.Batch
 
 
 def generate_guesses(
@@ -83,19 +79,26 @@ def generate_guesses(
     options |= dict(generator=generator, policy=predict_onward, watch=record)
     rollout = generate(model, prompt, **options)
     guesses = guesses.where(guesses >= 0, rollout.completion[:, None])  # where nothing was guessed
-    return Guesses(**vars(rollout), guess=guesses, confidence=sureness)
+    return Guesses(*rollout, guesses, sureness)
+
+
+@dataclass
+class GuessBatch(wd1.Batch):
+    """A Batch, and another whose B T rows are the guesses, those of a completion on end."""
+
+    guesses: wd1.Batch
 
 
 def collect_guesses(generate, *arguments):
     """wd1.collect, with all guesses as a second Batch. generate: one that returns Guesses."""
     model, _, tokenizer, problems, config = arguments[:5]
     batch = wd1.collect(*arguments[:-1], generate)
-    kept = dict(vars(batch.rollout))
-    guess, confidence = (kept.pop(name).flatten(0, 1) for name in ("guess", "confidence"))
-    batch.rollout = wd1.Rollout(**kept)
-    rows = batch.rollout.map(lambda tensor: tensor.repeat_interleave(config.diffusion_steps, 0))
-    rows.completion, rows.probability = guess, confidence  # [B T, L]
-    texts, reward = wd1.decode(model, tokenizer, guess), get_task(config.task).reward
+    *rollout, guess, confidence = batch.rollout
+    batch.rollout = wd1.Rollout(*rollout)
+    rows = [tensor.repeat_interleave(config.diffusion_steps, 0) for tensor in rollout]
+    rows = wd1.Rollout(*rows)._replace(completion=guess.flatten(0, 1))  # [B T, L]
+    rows = rows._replace(probability=confidence.flatten(0, 1))
+    texts, reward = wd1.decode(model, tokenizer, rows.completion), get_task(config.task).reward
     problems = [problem for problem in problems for _ in range(config.diffusion_steps)]
     rewards = wd1.gather(lambda i: judge(reward, texts[i], problems[i]), range(len(texts)))
     rewards = torch.tensor(rewards, device=guess.device).view(len(batch.rewards), -1)  # [N, G T]
@@ -121,10 +124,18 @@ def draw_guesses(config, model_config, batch):
 
 
 def learn_guesses(model, optimizer, batch, config, **options):
-    """wd1.learn on the guesses. "degenerate_groups" are those in which all are equally good."""
-    rewards = batch.guesses.rewards
+    """wd1.learn on the guesses. "degenerate_groups" are those in which all are equally good.
+
+    With config.tempered logits are divided by the sampling temperature, as the authors' code has
+    it: the head is linear, so what it is given is divided."""
+    temperature = config.temperature if config.tempered and config.temperature else 1
+    head, rewards = model.get_output_embeddings(), batch.guesses.rewards
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0] / temperature,))
     equal = (rewards == rewards[:, :1]).all(1).float().mean().item()
-    metrics = wd1.learn(model, optimizer, batch.guesses, config, draw=draw_guesses, **options)
+    try:
+        metrics = wd1.learn(model, optimizer, batch.guesses, config, draw=draw_guesses, **options)
+    finally:
+        hook.remove()
     return metrics | {"degenerate_groups": equal}
 
 
@@ -171,8 +182,7 @@ def draw_ratios(model, config, batch):
 
     def frozen(policy):  # log-probabilities [B, L], of which each rank computes its share
         def score(rows):
-            part = wd1.View(*(tensor[rows] for tensor in view))
-            mask = None if rollout.attention_mask is None else rollout.attention_mask[rows]
+            part, mask = wd1.View(*(each[rows] for each in view)), rollout.attention_mask[rows]
             return wd1.token_log_probs(policy, rollout.prompt[rows], part, mask).cpu()
 
         parts = torch.arange(N * G).split(config.micro_batch_size)

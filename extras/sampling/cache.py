@@ -37,7 +37,7 @@ class CachedPolicy:
         start = self.cache.get_seq_length()
         new = order[start:]
         position_ids, visible = columns[None], None
-        if attention_mask is not None:  # as in wd1.hidden_states
+        if attention_mask is not None and not attention_mask.all():  # as in wd1.hidden_states
             real = F.pad(attention_mask.bool(), (0, width - attention_mask.shape[1]), value=True)
             position_ids = (real.cumsum(-1) - 1).clamp(min=0)
             visible = real[:, None, None, order]

@@ -10,6 +10,7 @@ or writes weights meets DTensors, shares that know of the whole; and all process
 model equally often, since none can compute a layer without the others.
 """
 
+import hashlib
 from functools import partial
 
 import torch
@@ -81,19 +82,32 @@ def clip_shares(model, trained, max_norm):
 
 
 class ShardedRun(wd1.RunDirectory):
-    """A run's directory whose checkpoints hold a file a rank, which any number of ranks reads
-    again: one process may use it as well, to go on from what several have left."""
+    """A run's directory whose checkpoints are directories with a file a rank, which any number of
+    ranks reads again: one process may use it as well, to go on from what several have left."""
 
-    def write_tensors(self, directory, tensors):
-        writer = HuggingFaceStorageWriter(directory, save_distributed=True)
-        transfer(dcp.save, tensors, storage_writer=writer)
+    def write_checkpoint(self, path, header):
+        if wd1.RANK == 0:
+            wd1.remove(path)
+        wd1.everywhere()
+        writer = HuggingFaceStorageWriter(path, save_distributed=True)
+        transfer(dcp.save, self.tensors, storage_writer=writer)
+        if wd1.RANK == 0:
+            (path / "run.json").write_text(header)
 
-    def read_tensors(self, directory, tensors):
-        transfer(dcp.load, tensors, storage_reader=HuggingFaceStorageReader(directory))
+    def read_header(self, path):
+        return (path / "run.json").read_text()
 
-    def model_weights(self, model):
+    def read_tensors(self, path):
+        transfer(dcp.load, self.tensors, storage_reader=HuggingFaceStorageReader(path))
+
+    def digest(self, path):
+        digests = map(super().digest, sorted(path.iterdir()))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+    def finish(self, model, tokenizer):
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(state_dict=get_model_state_dict(model, options=whole))
+        weights = get_model_state_dict(model, options=whole)
+        super().finish(model, tokenizer, state_dict=weights)
 
 
 def transfer(function, tensors, **storage):

@@ -65,7 +65,7 @@ def random_batch(config):
     size = config.batch_size, config.prompt_length + config.gen_length
     tokens = torch.randint(3, 100, size, device=config.device)
     prompt, completion = tokens.tensor_split([config.prompt_length], dim=1)
-    rollout = wd1.Rollout(prompt, None, completion, completion, completion)
+    rollout = wd1.Rollout(prompt, torch.ones_like(prompt), completion, completion, completion)
     rewards = torch.rand(1, config.batch_size, device=config.device)
     return wd1.Batch([], rollout, [], rewards, *wd1.group_weights(rewards[0]))
 

@@ -42,10 +42,11 @@ TABLE = (
 class PlanConfig(wd1.Config):
     """The settings of a run, and what else its cost depends on. Its GPU may be elsewhere."""
 
+    # the machine (2 x 8 billion operations a token, at 40% of an H100's 990 TFLOP/s in bfloat16)
+    prompt_length: int = 200  # tokens of a prompt
+    tokens_per_second: float = 25e3  # that a forward pass takes in, of all GPUs
+
     program = "python -m extras.scale.plan"
-    prompt_length: int = wd1.setting(200, "tokens of a prompt")
-    # 2 x 8 billion operations a token, at 40% of the 990 TFLOP/s of an H100 in bfloat16
-    tokens_per_second: float = wd1.setting(25e3, "that a forward pass takes in, of all GPUs")
 
     def __post_init__(self):
         self.device = "cpu"  # for which tensors without data are taken

@@ -18,3 +18,10 @@ class Sudoku(rewards.Sudoku):
 
 class Countdown(rewards.Countdown):
     keep_apart = False
+
+
+class Countdown01(Countdown):
+    """With the reward of the authors' wd1++: nothing for an answer that is wrong."""
+
+    def reward(self, completion, example):
+        return float(self.correct(completion, example))

@@ -16,7 +16,7 @@ HERE = Path(wd1.__file__).parent
 FAST = dict(
     model=HERE / "tiny_config.json", device="cpu", dtype="float32", gen_length=8, block_length=4,
     diffusion_steps=4, batch_size=4, num_generations=2, micro_batch_size=4, num_iterations=2,
-    max_steps=2, eval_lengths=8, eval_size=3, rollout_batch_size=4, lora_rank=0, warmup_steps=0,
+    max_steps=2, eval_lengths=8, eval_size=3, rollout_batch_size=4, lora_rank=0,
     learning_rate=1e-3,
 )  # fmt: skip
 
@@ -44,7 +44,7 @@ def run(tmp_path, words=(), out="run", main=wd1.main, **options):
     options = {**FAST, "output_dir": tmp_path / out, **options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards.Sudoku, "problems", few_problems)
-        patch.setattr(wd1, "plot", lambda path: None)  # it takes a second
+        patch.setattr(wd1, "plot", lambda *_: None)  # it takes a second
         return call([*arguments(**options), *words], main), tmp_path / out
 
 
