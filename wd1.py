@@ -13,7 +13,8 @@ completions o_i, scores them, and *imitates the good ones and un-imitates the ba
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)             a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the
-new policy near the one that sampled, beta of one that keeps it near a reference.
+new policy near the one that sampled, beta of one that keeps it near a reference. No KL is ever
+computed: lambda enters through psi alone, beta through psi and the policy that is sampled from.
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
@@ -103,7 +104,7 @@ class Config:
     the defaults here. Raises InputError, in one sentence, for what cannot work."""
 
     model: str = "tiny"  # hub id, directory, or LLaDA config.json; tiny: random weights
-    task: str = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a rewards.Task of yours
+    task: str = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a Task of yours
     data: Optional[str] = None  # a .csv or .jsonl file of problems, not the task's own
     test_data: Optional[str] = None  # a file of held-out problems, not a fifth of --data
     blanks: int = 8  # sudoku: empty cells of a generated puzzle
@@ -206,11 +207,59 @@ def saved_settings(config, given):
 #
 # (o_i is a token of one completion from here to section 4, a completion of a group elsewhere.)
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
-# heeds; only names differ, and for Dream where a prediction is read. With the causal mask left on
-# nothing would fail, and nothing be learned: `check_model` tries each model before its first step.
-# Later sections need what stands from `encode` on; what is before it reads checkpoints. They come
-# from strangers: JSON, safetensors and tokenizers' tables are read, never code or pickles, and of
-# their settings only those that are listed here.
+# heeds. Only the names of weights differ; Dream, besides, reads its prediction for position i at
+# i - 1. With the causal mask left on nothing would fail, and nothing be learned: `check_model`
+# tries each model before its first step.
+
+
+def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
+    """One forward pass: logits of the token at each position, given all unmasked ones around it.
+
+    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond it,
+    and all if None, are real. positions: long [n], the columns to predict, the only ones that the
+    output head runs on; None for all. Returns float32 [B, n, V]. Rows do not depend on their
+    padding: positions are counted from the first real token."""
+    head = model.get_output_embeddings()
+    return head(hidden_states(model, canvas, attention_mask, positions)).float()
+
+
+def hidden_states(model, canvas, attention_mask=None, positions=None):
+    """The last hidden states from which `predict_logits` predicts `positions`: [B, n, H]."""
+    columns = torch.arange(canvas.shape[1], device=canvas.device)
+    place, visible = columns[None], None
+    if attention_mask is not None and not attention_mask.all():
+        beyond = canvas.shape[1] - attention_mask.shape[1]
+        real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
+        place, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
+    states = model.get_decoder()(canvas, visible, place, use_cache=False).last_hidden_state
+    read_at = columns if positions is None else positions
+    return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
+
+
+def as_reference(model):
+    """A context in which a LoRA model is the model it adapts; any other is its own reference."""
+    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+
+
+def encode(tokenizer, prompts):
+    """The prompts, as user's turns if there is a template: input_ids, attention_mask [B, P]."""
+    texts, template = list(prompts), tokenizer.chat_template
+    if template:  # it writes the special tokens that begin a text itself
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    layout = dict(padding=True, padding_side="left", return_tensors="pt")
+    return tokenizer(texts, add_special_tokens=not template, **layout)
+
+
+def decode(model, tokenizer, tokens):
+    """The texts of completions [B, L], each up to its first EOS."""
+    rows = zip(tokens, until_eos(tokens, model.config.eos_token_id))
+    return [tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in rows]
+
+
+# ------------------------------------------------ reading checkpoints: skip this on a first reading
+# They come from strangers: JSON, safetensors and tokenizers' tables are read, never code or
+# pickles, and of their settings only those that are listed here.
 
 FAMILIES = {  # model_type in config.json -> stock class; a2d: autoregressive models, converted
     kind: getattr(transformers, stock)
@@ -255,12 +304,13 @@ ONLY = json.loads("""{
     "alibi": false, "attention_layer_norm": false, "include_bias": false, "clip_qkv": null,
     "include_qkv_bias": false, "bias_for_layer_norm": false, "layer_norm_with_affine": true,
     "input_emb_norm": false, "scale_logits": false, "multi_query_attention": false,
-    "use_sliding_window": false, "quantization_config": null, "partial_rotary_factor": 1.0
+    "use_sliding_window": false, "quantization_config": null, "partial_rotary_factor": 1.0,
+    "attention_dropout": 0.0
 }""")  # settings that the stock classes would ignore: the one value that they compute
 READ = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act
 num_key_value_heads head_dim max_position_embeddings initializer_range rms_norm_eps rope_theta
-rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias attention_dropout
-pad_token_id bos_token_id""".split()  # what a stock config is made from
+rope_scaling rope_parameters tie_word_embeddings attention_bias mlp_bias pad_token_id
+bos_token_id""".split()  # what a stock config is made from
 LORA = "r lora_alpha lora_dropout target_modules use_rslora".split()  # what adapters are made from
 NOTES = """target_modules base_model_name_or_path task_type inference_mode revision auto_mapping
 peft_version""".split()  # what else adapter_config.json may say
@@ -270,7 +320,7 @@ TOKENS = """bos_token eos_token pad_token unk_token mask_token added_tokens_deco
 chat_template""".split()
 
 
-def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False):
+def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False) -> tuple:
     """Loads a diffusion language model and its tokenizer. Runs no code, unpickles nothing.
 
     source: a LLaDA-style config.json (random weights from `seed`, a character tokenizer), "tiny"
@@ -445,51 +495,6 @@ def read_tokenizer(directory):
     return tokenizer
 
 
-def encode(tokenizer, prompts):
-    """The prompts, as user's turns if there is a template: input_ids, attention_mask [B, P]."""
-    texts, template = list(prompts), tokenizer.chat_template
-    if template:  # it writes the special tokens that begin a text itself
-        chats = [[{"role": "user", "content": text}] for text in texts]
-        texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    layout = dict(padding=True, padding_side="left", return_tensors="pt")
-    return tokenizer(texts, add_special_tokens=not template, **layout)
-
-
-def decode(model, tokenizer, tokens):
-    """The texts of completions [B, L], each up to its first EOS."""
-    rows = zip(tokens, until_eos(tokens, model.config.eos_token_id))
-    return [tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in rows]
-
-
-def predict_logits(model, canvas, attention_mask=None, positions=None):
-    """One forward pass: logits of the token at each position, given all unmasked ones around it.
-
-    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond it,
-    and all if None, are real. positions: long [n], the columns to predict, the only ones that the
-    output head runs on; None for all. Returns float32 [B, n, V]. Rows do not depend on their
-    padding: positions are counted from the first real token."""
-    head = model.get_output_embeddings()
-    return head(hidden_states(model, canvas, attention_mask, positions)).float()
-
-
-def hidden_states(model, canvas, attention_mask=None, positions=None):
-    """The last hidden states from which `predict_logits` predicts `positions`: [B, n, H]."""
-    columns = torch.arange(canvas.shape[1], device=canvas.device)
-    place, visible = columns[None], None
-    if attention_mask is not None and not attention_mask.all():
-        beyond = canvas.shape[1] - attention_mask.shape[1]
-        real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
-        place, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
-    states = model.get_decoder()(canvas, visible, place, use_cache=False).last_hidden_state
-    read_at = columns if positions is None else positions
-    return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
-
-
-def as_reference(model):
-    """A context in which a LoRA model is the model it adapts; any other is its own reference."""
-    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
-
-
 # =========================================================== 3. Sampling: the reverse process
 # Start from the prompt and a canvas of L masks. At each step t, seeing the whole canvas x_t, guess
 # every masked token of the current block, write those few that the model is surest of, and leave
@@ -533,11 +538,13 @@ def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise
-    that float32 can make is 16.6, so unlikely tokens would never win (arXiv 2409.02908)."""
+    that float32 can make is 16.6, and unlikely tokens would never win (arXiv 2409.02908): hence
+    float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        noisy = logits / temperature - (-torch.rand(logits.shape, **options).log()).log()
+        uniform = torch.rand(logits.shape, **options)
+        noisy = logits / temperature - (-uniform.log()).log()  # - log(-log u) is Gumbel's
     proposal = noisy.argmax(-1, keepdim=True)
     log_prob = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)
     return proposal[..., 0], log_prob.exp().clamp(max=1)
@@ -550,22 +557,11 @@ def most_certain(confidence, masked, count):
     return masked & (rank < count)
 
 
-def mixture(reference, b):
-    """A policy for `generate`: pi^(1-b) ref^b, normalised token by token. See section 5."""
-
-    def policy(model, *canvas):
-        logits = predict_logits(model, *canvas)
-        with as_reference(reference):
-            return logits.lerp(predict_logits(reference, *canvas), b)
-
-    return policy
-
-
 @torch.no_grad()
 def generate(
     model, prompt, *, attention_mask=None, gen_length=256, steps=128, block_length=32,
     temperature=0.0, generator=None, policy=predict_logits, choose=most_certain, watch=None,
-):  # fmt: skip
+) -> Rollout:  # fmt: skip
     """Samples completions by iterative unmasking. Returns a Rollout, with no mask left in it.
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the
@@ -584,11 +580,12 @@ def generate(
     probability = torch.ones(canvas.shape, device=canvas.device)
     step = 0
     for start, counts in unmasking_schedule(gen_length, steps, block_length):
-        rows = (~torch.isin(canvas[:, P : P + start], eos).any(1)).nonzero()[:, 0]  # [b], the live
+        # [b]: the rows without an EOS so far. The others are done.
+        rows = (~torch.isin(canvas[:, P : P + start], eos).any(1)).nonzero()[:, 0]
         columns = torch.arange(P + start, P + start + block_length, device=canvas.device)  # [n]
         for count in counts:
             masked = canvas[rows[:, None], columns] == mask_id  # [b, n]
-            if not masked.any():  # no row is live, or some way to choose has run ahead
+            if not masked.any():  # all rows are done, or some way to choose has run ahead
                 break
             logits = policy(model, canvas[rows], attention_mask[rows], columns)  # [b, n, V]
             logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
@@ -614,10 +611,11 @@ def generate(
 #
 # They differ only in what each canvas x_v hides and how answers are weighed; a View says just that.
 # The ELBO is a lower bound (for a model that writes in random order), noisy by its masks; the
-# one-step estimate is biased, and noisy by the masks that it puts on the prompt. (`learn` takes the
-# Views one at a time, so that one graph is alive; `elbo` and its like are whole.) A completion ends
-# with its first EOS: what the sampler wrote after it is no part of o and never scored, or a model
-# would be paid for its padding; and it is hidden, so that the model cannot peek.
+# one-step estimate is biased, and noisy by the masks that it puts on the prompt. `elbo` and
+# `one_step_log_likelihood` are for programs; training takes their Views one at a time, so that one
+# graph is alive. A completion ends with its first EOS: what the sampler wrote after it is no part
+# of o and never scored, or a model would be paid for its padding; and it is hidden, so that the
+# model cannot peek.
 
 
 class View(NamedTuple):
@@ -643,8 +641,9 @@ def token_log_probs(model, prompt, view, attention_mask=None):
 def chunked_log_probs(head, states, target, *, max_logits=2**24):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
-    That is V logits for one number, of which backward would keep several copies (LLaDA: 130 MB each
-    for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward."""
+    Each number takes V logits, of which backward would keep several copies (LLaDA: 130 MB each for
+    256 tokens). So they are computed a chunk of tokens at a time, and again in backward; but for
+    the last chunk, which backward needs at once."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -667,15 +666,15 @@ def until_eos(completion, eos_token_id):
     return is_eos.cumsum(-1) - is_eos.long() == 0  # no EOS strictly before
 
 
-def elbo(model, prompt, completion, *, attention_mask=None, **options):
+def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor:
     """Monte Carlo estimate of the evidence lower bound on log p(o|q): float [B], with gradient.
 
         ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
         log p(S) = sum_{i in S} log p(o_i | q, o without S)
 
-    for S: l of the row's L tokens until its EOS (LLaDA, arXiv 2502.09992). It is also the mean,
-    over all L! orders, of the chain-rule log-likelihood in that order. prompt [B, P], completion
-    [B, L].
+    S is a random subset of size l of the completion's tokens; L counts them up to and with the
+    first EOS, row by row (LLaDA, arXiv 2502.09992). It is also the mean, over all L! orders, of the
+    chain-rule log-likelihood in that order. prompt [B, P], completion [B, L].
     Options: mc_samples (default 1; their levels l are spread evenly, which lowers the variance),
     generator, uniform (a function from a number of columns to the noise float [B, columns])."""
     views = elbo_views(model.config, prompt, completion, **options)
@@ -704,7 +703,9 @@ def independent_noise(prompt, generator):
     return lambda columns: torch.rand(len(prompt), columns, **options)
 
 
-def one_step_log_likelihood(model, prompt, completion, *, attention_mask=None, **options):
+def one_step_log_likelihood(
+    model, prompt, completion, *, attention_mask=None, **options
+) -> Tensor:
     """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B].
 
         log p(o | q) ≈ sum_i log p(o_i | q')
@@ -737,16 +738,30 @@ def one_step_views(
 # sum to 1, is the softmax of psi A. Fitting the model to pi then means maximising
 # sum_i w+_i log p(o_i | q): no ratio, and no second model. The same argument with -A gives the
 # policy to stay away from, and w-. Without w- a group of equally bad completions would be imitated.
+# (The sampler, with its temperature and its choice of the surest, is not exactly the pi whose
+# likelihood is estimated. wd1 accepts that; a ratio would have to correct for it.)
 # With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b with
-# b = beta / (lambda + beta): sample from that (`mixture`), and weigh as before.
+# b = beta / (lambda + beta): sample from that, and weigh as before.
+
+
+def mixture(reference, share):
+    """A policy for `generate`: pi^(1-b) ref^b, normalised token by token. share: b."""
+
+    def policy(model, *inputs):
+        logits = predict_logits(model, *inputs)
+        with as_reference(reference):
+            return logits.lerp(predict_logits(reference, *inputs), share)
+
+    return policy
 
 
 def advantages(rewards):
-    """A_i = r_i - mean_j r_j, not divided by the group's standard deviation: [N, G] -> [N, G]."""
+    """A_i = r_i - mean_j r_j: [N, G] -> [N, G]. (A softmax does not notice the mean. What matters
+    is that, other than in GRPO, nothing is divided by the group's standard deviation.)"""
     return rewards - rewards.mean(-1, keepdim=True)
 
 
-def group_weights(rewards, psi=1.0):
+def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
     """Each completion's share of the pull up and of the push down: (w_plus, w_minus), both [N, G].
 
         w+ = softmax(psi A)
@@ -757,16 +772,18 @@ def group_weights(rewards, psi=1.0):
     return scaled.softmax(-1), (-scaled).softmax(-1)
 
 
-def wd1_loss(log_likelihood, w_plus, w_minus):
+def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
     """The weighted log-likelihood, averaged over the N groups: all [N, G], returns a scalar.
 
         loss = - sum_i (w+_i - w-_i) log p(o_i | q)
-    """
+
+    It has no lower bound, since what is pushed down may fall for ever: small steps keep it in hand
+    (section 6), and its value says nothing of progress."""
     return -((w_plus - w_minus) * log_likelihood).sum(-1).mean()
 
 
 # =========================================================================== 6. The training loop
-# The rest is plumbing around four lines. For each step:
+# The rest is plumbing around four lines; read `collect`, `learn` and `train`. For each step:
 #
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
@@ -774,7 +791,8 @@ def wd1_loss(log_likelihood, w_plus, w_minus):
 #     pi_old = pi                        and start again, with new samples
 #
 # mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a
-# run from leaving what it knows is a small learning rate eta.
+# run from leaving what it knows is a small learning rate eta. (Rewards are of the order of 1, and
+# psi with them: see rewards.py.)
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
 # kilobytes, compute the same weights and draw the same masks; each learns from its share of the
@@ -811,8 +829,9 @@ def everywhere(flag=True):
 
 def clip_gradients(model, trained, max_norm):
     """Sums the gradients over all ranks and clips them; returns their norm."""
-    for weight in trained if WORLD > 1 else ():
-        dist.all_reduce(weight.grad)
+    if WORLD > 1:
+        for weight in trained:
+            dist.all_reduce(weight.grad)
     return torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
 
 
@@ -862,6 +881,7 @@ def check_model(model, tokenizer, prompts, config):
             (2 * distinct < len(set(prompts)), "its tokenizer makes the same of many prompts"),
             (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
             (not noticed.isfinite().all(), "its logits are not finite numbers"),
+            (not noticed.any(), "it predicts the same whatever it reads"),
             (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
         ):
             if wrong:
@@ -894,8 +914,8 @@ def sample(
     def part(first):
         rows = slice(first, first + size)
         generator = torch.Generator(config.device).manual_seed(seed_of(*seed, first))
-        own = dict(attention_mask=batch.attention_mask[rows], generator=generator)
-        rollout = generate(model, batch.input_ids[rows], **own, **options)
+        given = dict(attention_mask=batch.attention_mask[rows], generator=generator)
+        rollout = generate(model, batch.input_ids[rows], **given, **options)
         return rollout._make(tensor.cpu() for tensor in rollout)
 
     parts = gather(part, range(0, len(prompts), size))
@@ -904,8 +924,8 @@ def sample(
 
 def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
     """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
-    b = config.beta / (config.lam + config.beta)  # the reference's share, see section 5
-    options = dict(policy=mixture(reference, b)) if b else {}
+    share = config.beta / (config.lam + config.beta)  # the reference's, b in section 5
+    options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
     lengths = config.gen_length, config.diffusion_steps
     prompts = [problem["prompt"] for problem in problems]
@@ -918,8 +938,9 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
 
 
 def draw_views(config, model_config, batch):
-    """The forward passes of one gradient step, with fresh masks. A group of equal rewards teaches
-    nothing, since there w+ = w-: its rows count for nothing, and `learn` leaves them out."""
+    """The forward passes of one gradient step, with fresh masks (by torch's global generator). A
+    group of equal rewards teaches nothing: its w+ and w- are equal to the bit, and `learn` leaves
+    out rows of weight 0."""
     prompt, completion = batch.rollout.prompt, batch.rollout.completion
     if config.likelihood == "elbo":
         views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
@@ -932,8 +953,9 @@ def draw_views(config, model_config, batch):
 
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
-    log_p = (view.weight * log_probs).sum(-1)  # [b]; they pass as one group, divided by all N
+    log_p = (view.weight * log_probs).sum(-1)  # [b]
     w_plus, w_minus = batch.w_plus[rows], batch.w_minus[rows]
+    # [None]: the rows as one group. wd1_loss takes the mean over groups, of which there are N.
     return wd1_loss(log_p[None], w_plus[None], w_minus[None]) / len(batch.rewards)
 
 
@@ -948,12 +970,14 @@ def learn(
         total = 0.0
         optimizer.zero_grad()
         for view in draw(config, model.config, batch):
-            needed = (view.weight != 0).any(1)  # [B]; other rows make equal shares for all ranks
+            # The rows that count come first. Every rank takes equally many, and one at least, so
+            # that all have gradients to sum and draw equally often.
+            needed = (view.weight != 0).any(1)  # [B]
             count = math.ceil(max(int(needed.sum()), 1) / WORLD)
             mine = (~needed).byte().argsort(stable=True)[RANK::WORLD][:count]
             for rows in mine.split(config.micro_batch_size):
-                part, mask = view._make(each[rows] for each in view), rollout.attention_mask[rows]
-                log_probs = token_log_probs(model, rollout.prompt[rows], part, mask)  # [b, L]
+                part, real = view._make(each[rows] for each in view), rollout.attention_mask[rows]
+                log_probs = token_log_probs(model, rollout.prompt[rows], part, real)  # [b, L]
                 value = loss(batch, rows, part, log_probs)
                 value.backward()
                 total += value.item()
@@ -1134,7 +1158,8 @@ def publish(draft, path):
     """Gives what is written, once it would survive a power cut, its name."""
     for each in (*draft.glob("*"), draft):
         to_disk(each)
-    remove(path)
+    if path.is_dir():  # a file is replaced by the renaming itself
+        remove(path)
     draft.rename(path)
     to_disk(path.parent)
 
@@ -1187,7 +1212,7 @@ def problems_at(step, train_set, config):
 def train(
     config, *, load=load_model, generate=generate, collect=collect, learn=learn,
     directory=RunDirectory, watch=lambda run, metrics: None,
-):  # fmt: skip
+) -> dict:  # fmt: skip
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the update that it is at, leaves a checkpoint
@@ -1260,16 +1285,15 @@ def evaluate_model(model, tokenizer, test_set, config, generate=generate):
     three at the length nearest to gen_length. published_score is by the published runs' rules."""
     lengths = {}
     for length in config.eval_lengths:
-        rollout = sample(
-            model, tokenizer, test_set["prompt"], config, length, (length + 1) // 2, generate=generate
-        )  # two tokens a step, as in the published runs
+        sizes = length, (length + 1) // 2  # two tokens a step, as in the published runs
+        rollout = sample(model, tokenizer, test_set["prompt"], config, *sizes, generate=generate)
         texts = decode(model, tokenizer, rollout.completion)
         lengths[str(length)] = get_task(config.task).scores(texts, test_set)
     nearest = min(config.eval_lengths, key=lambda length: abs(length - config.gen_length))
     return {**lengths[str(nearest)], "lengths": lengths, "problems": len(test_set)}
 
 
-def evaluate(config, *, load=load_model, generate=generate):
+def evaluate(config, *, load=load_model, generate=generate) -> dict:
     """Evaluates a model on held-out problems and writes nothing. Returns evaluate_model's dict."""
     config.eval_only = True
     model, _, tokenizer, _, test_set = set_up(config, load)

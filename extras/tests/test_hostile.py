@@ -36,6 +36,8 @@ config.json {"n_heads": 5, "n_kv_heads": 5} -> cannot be loaded
 config.json {"n_kv_heads": 3} -> heads
 config.json {"n_kv_heads": 0} -> cannot be loaded
 config.json {"d_model": "wide"} -> hidden_size
+config.json {"attention_dropout": 5} -> attention_dropout
+tokenizer_config.json {"chat_template": "\ud800"} -> cannot be used
 config.json {"n_layers": 1000000000} -> 1000000000 layers
 config.json {"d_model": 1000000000} -> cannot be loaded
 config.json {"d_model": 65536} -> cannot be loaded
