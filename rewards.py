@@ -26,7 +26,7 @@ import zlib
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from fileinput import FileInput
 from fractions import Fraction
-from functools import cache, lru_cache, partialmethod
+from functools import cache, lru_cache, partial, partialmethod
 from importlib.util import module_from_spec, spec_from_file_location
 from statistics import fmean
 from subprocess import DEVNULL, PIPE, Popen
@@ -243,13 +243,13 @@ class Task:
             completion = f"<answer>{answer}</answer>"
         return float(self.correct(completion, example))
 
-    def scores(self, completions: list[str], examples: list[dict]) -> dict[str, float]:
+    def scores(self, completions, examples) -> dict[str, float]:
         """What the completions are worth on average: accuracy, reward and published_score."""
         judged = dict(
             accuracy=self.correct, reward=self.reward, published_score=self.published_score
         )
-        pairs = list(zip(completions, examples))
-        return {name: fmean(judge(f, *pair) for pair in pairs) for name, f in judged.items()}
+        pairs = completions, examples
+        return {name: fmean(map(partial(judge, f), *pairs)) for name, f in judged.items()}
 
     def is_test(self, example) -> bool:
         return zlib.crc32(str(self.key(example)).encode()) % self.held_out == 0

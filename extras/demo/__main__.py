@@ -2,16 +2,18 @@
 
     python -m extras.demo                                  # 4x4 sudoku: a few minutes on a laptop
     python -m extras.demo --task countdown --seed 1 ...    # any setting of wd1.py
+    python -m extras.demo --task FILE.py:CLASS             # yours, if it has an `answer(example)`
     python -m extras.demo --resume                         # goes on, as does python wd1.py --resume
 """
 
+import dataclasses
 from pathlib import Path
 
 import wd1
 from extras.demo.base import tiny_base
 from extras.watch.chat import show
 from extras.watch.health import warn
-from rewards import InputError, get_task
+from rewards import InputError
 
 
 def prepare(config):
@@ -19,9 +21,11 @@ def prepare(config):
     problems where it has some. Whatever else is wrong is said before minutes of pretraining."""
     if wd1.WORLD > 1:
         raise InputError("the demo is for one process; train what it has made with wd1.py")
-    get_task(config.task).train(config.data, config.test_data, config.seed, config.blanks)
     if config.model == "tiny":
-        config.model = tiny_base(config.task, config.seed, config.blanks)
+        wd1.set_up(config)
+        config.model = tiny_base(
+            config.task, config.seed, config.blanks, data=config.data, test_data=config.test_data
+        )
     problems = Path(config.model, "problems.jsonl")
     if not config.data and problems.exists():
         config.data = str(problems)
@@ -29,9 +33,9 @@ def prepare(config):
 
 def look(config, model, title):
     """Shows the model in a directory at work on the first held-out problem."""
-    files = config.data, config.test_data, config.seed, config.blanks
-    example = get_task(config.task).test(*files)[0]
-    show(*wd1.load_model(model, device=config.device), example, config, title)
+    config = dataclasses.replace(config, model=model, resume=False, eval_only=True)
+    model, _, tokenizer, _, problems = wd1.set_up(config)
+    show(model, tokenizer, problems[0], config, title)
 
 
 def train(config):

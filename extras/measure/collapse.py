@@ -9,45 +9,24 @@ a smaller rate helps.
 
 from pathlib import Path
 
-import pandas as pd
-
 import wd1
-from extras.measure.harness import HELD_OUT, draw, grid, table
-from extras.watch.health import advice
-from extras.watch.pictures import figure, save
+from extras.measure.harness import HELD_OUT, curves, grid, outcomes, over_seeds, table
 
-RATES = "0.0001", "0.0003", "0.001", "0.003"
-REMEDIES = {  # tried at the rate 0.001
+RATES = {rate: f"--learning_rate {rate}" for rate in ("0.0001", "0.0003", "0.001", "0.003")}
+REMEDIES = {
     "without w- (wd1-positive)": "--objective wd1-positive",
     "lambda 4 (psi 1/4)": "--lam 4",
     "gradients clipped to norm 0.1": "--max_grad_norm 0.1",
     "one update a batch": "--num_iterations 1",
 }
-CASES = {rate: f"--learning_rate {rate}" for rate in RATES}
-CASES |= {name: f"--learning_rate 0.001 {words}" for name, words in REMEDIES.items()}
 SHOWN = "reward", "entropy", "grad_norm", HELD_OUT
 
 
-def verdict(run):
-    """Of a run: accuracy at the end, lowest reward (of five steps), the first step of a warning."""
-    steps = run[1:].to_dict("records")
-    warned = [step["step"] for i, step in enumerate(steps) if advice(steps[: i + 1])]
-    lowest = run.reward.rolling(5).mean()[25:].min()  # from step 20 on
-    return f"{run[HELD_OUT].iloc[-1]:.1%}", f"{lowest:.2f}", str(*warned[:1]) or "-"
-
-
 def main():
-    runs = grid(Path("runs/collapse"), CASES)
-    heads = "accuracy at the end, seeds 0, 1, 2", "lowest reward", "warned at step"
-    found = {key: verdict(run) for key, run in runs.groupby(["case", "seed"], sort=False)}
-    found = pd.DataFrame(found, heads).T.groupby(level=0, sort=False).agg(", ".join)
-    print(table(found.rename_axis("learning rate, or what is changed at 0.001")))
-    sheet, places = figure(1, len(SHOWN))
-    for axes, name in zip(places.flat, SHOWN):
-        draw(axes, runs.loc[[*RATES]], "step", name)
-    places.flat[1].set_yscale("log")
-    axes.legend(title="learning rate")
-    save(sheet, "assets/collapse.png")
+    remedies = {name: f"{words} --learning_rate 0.001" for name, words in REMEDIES.items()}
+    runs = grid(Path("runs/collapse"), RATES | remedies)
+    print(table(over_seeds(outcomes(runs)).rename_axis("rate, or what is changed at 0.001")))
+    curves({name: runs[name].loc[[*RATES]] for name in SHOWN}, "assets/collapse.png")
 
 
 if __name__ == "__main__":

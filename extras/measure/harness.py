@@ -1,36 +1,37 @@
-"""What all measurements share: runs that are made once, races, statistics, tables, curves.
+"""What all measurements share: runs that are made once, tables, pictures.
 
 Every run has a directory of its own and is not repeated while its settings stay the same: a
-measurement can be stopped, and goes on where it was. Two runs are made at a time (JOBS in the
-environment says otherwise), each in one thread.
+measurement can be stopped, and goes on where it was. As many runs are made at a time as there are
+processors: the tiny models take one thread each.
 """
 
-import contextlib
 import functools
+import io
 import itertools
 import json
 import multiprocessing
-import os
 import re
 import shutil
-import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
-from pathlib import Path
-from timeit import timeit
-from unittest import mock
 
-import numpy as np
 import pandas as pd
-import torch
-from scipy import stats
 from tqdm import tqdm
 
 import wd1
 from extras import train
 from extras.demo.base import tiny_base
+from extras.watch.pictures import figure, save
 
-HELD_OUT, SECONDS = "eval.accuracy", "eval.cpu_seconds"  # of a run's metrics
+HELD_OUT = "held-out accuracy"
+OUTCOMES = {  # of a run: the column, and how its lines are summed up
+    "accuracy at the end": (HELD_OUT, "last"),
+    "over the run": (HELD_OUT, "mean"),
+    "learning rate": ("learning_rate", "max"),
+    "seconds": ("seconds", "max"),
+    "forward passes": ("forward_passes", "max"),
+}
 
 
 def settings(*options):
@@ -38,47 +39,30 @@ def settings(*options):
     return wd1.parse_arguments(["--device", "cpu", *options], train.MoreConfig)
 
 
-def run(directory, *options):
-    """The metrics of a run, a frame; made now if they are not there. Evaluations have a time stamp,
-    "eval.cpu_seconds": the processor's in all but evaluations until then."""
-    config = settings("--output_dir", str(directory), *options)
-    finished, evaluate, zero = directory / "finished", wd1.evaluate_model, 0.0
-
-    def stamped(*arguments):
-        nonlocal zero
-        arrived = time.process_time()
-        zero = zero or arrived
-        result = evaluate(*arguments) | {"cpu_seconds": arrived - zero}
-        zero += time.process_time() - arrived  # the clock stood still
-        return result
-
-    made_with = finished.exists() and json.loads((directory / "config.json").read_text())
-    if made_with != asdict(config):
+def run(directory, task, seed, words, **pretraining):
+    """A line for each step of a run, a frame: its metrics, the seconds until then, and HELD_OUT
+    where it was evaluated. It is made now if it is not there."""
+    base = tiny_base(task, seed, **pretraining)
+    options = ["--task", task, "--seed", str(seed), "--model", base, "--output_dir", str(directory)]
+    if task == "countdown":  # the tiny models do sums of small numbers only
+        options += ["--data", f"{base}/problems.jsonl"]
+    config, finished = settings(*options, *words.split()), directory / "finished"
+    mark = json.dumps(asdict(config))
+    if not finished.exists() or finished.read_text() != mark:
         shutil.rmtree(directory, ignore_errors=True)
-        with mock.patch.object(wd1, "evaluate_model", stamped):
-            with contextlib.suppress(FloatingPointError):  # no finite gradient: it stays as it was
-                train.train(config)
+        with redirect_stderr(io.StringIO()), suppress(FloatingPointError):  # it stays as it was
+            train.train(config)
         shutil.rmtree(directory / "checkpoint", ignore_errors=True)
-        finished.touch()
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return pd.json_normalize([json.loads(line) for line in lines])
-
-
-def one_quiet_thread():
-    torch.set_num_threads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what goes wrong is raised where it was asked for
+        finished.write_text(mark)
+    logs = directory / "metrics.jsonl", directory / "timings.jsonl"
+    metrics, timings = (pd.read_json(log, lines=True) for log in logs)
+    metrics[HELD_OUT] = metrics["eval"].str.get("accuracy")
+    return metrics.assign(seconds=timings.seconds)
 
 
 @functools.cache
 def workers():
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(int(os.environ.get("JOBS", 2)), context, one_quiet_thread)
-
-
-def spread(function, jobs):
-    """{key: function(*arguments)} of the jobs {key: arguments}, computed by the workers."""
-    results = workers().map(function, *zip(*jobs.values()))
-    return dict(zip(tqdm(jobs), results))
+    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
 
 
 def place(root, case, seed):
@@ -88,40 +72,24 @@ def place(root, case, seed):
 
 def grid(root, cases, seeds=range(3), task="sudoku", **pretraining):
     """The metrics of a run for each case {name: words of the command} and each seed, which has a
-    base model of its own: a frame indexed by case, seed and line."""
-    pretrain = functools.partial(tiny_base, **pretraining)
-    bases, jobs = spread(pretrain, {seed: (task, seed) for seed in seeds}), {}
-    for (case, words), seed in itertools.product(cases.items(), seeds):
-        options = ["--task", task, "--seed", str(seed), "--model", bases[seed]]
-        if (problems := Path(bases[seed]) / "problems.jsonl").exists():
-            options += ["--data", str(problems)]
-        jobs[case, seed] = place(root, case, seed), *options, *words.split()
-    return pd.concat(spread(run, jobs), names=["case", "seed", "line"])
+    base model of its own: a frame indexed by case, seed and step."""
+    jobs = {
+        (case, seed): (place(root, case, seed), task, seed, words)
+        for (case, words), seed in itertools.product(cases.items(), seeds)
+    }
+    frames = workers().map(functools.partial(run, **pretraining), *zip(*jobs.values()))
+    return pd.concat(dict(zip(tqdm(jobs), frames)), names=["case", "seed", "step"])
 
 
-def race(functions, rounds):
-    """A frame of the functions' seconds, and of their speed as a multiple of the first one's. They
-    take turns, so that a busy machine slows all of them; medians over rounds."""
-    rows = [[timeit(each, number=1) for each in functions.values()] for _ in range(rounds)]
-    seconds = pd.DataFrame(rows, columns=[*functions])
-    speed = seconds.rdiv(seconds.iloc[:, 0], axis=0).median()
-    return seconds.agg(["median", "min", "max"]).T.assign(speed=speed)
+def outcomes(runs):
+    """What came out of each of `grid`'s runs, a frame indexed by case and seed."""
+    return runs.groupby(["case", "seed"], sort=False).agg(**OUTCOMES)
 
 
-def paired(a, b):
-    """The mean of a - b, in percent, and the p value of a two-sided paired t test."""
-    return 100 * np.mean(a - b), stats.ttest_rel(a, b).pvalue
-
-
-def holm(p_values):
-    """The p values, adjusted so that a false finding among all tests is as rare as each p says."""
-    steps = np.sort(p_values) * range(len(p_values), 0, -1)
-    return np.maximum.accumulate(steps).clip(max=1)[np.argsort(p_values).argsort()]
-
-
-def mean_error(values):
-    """Mean and standard error, in percent."""
-    return f"{100 * np.mean(values):.1f} ± {100 * stats.sem(values):.1f}"
+def over_seeds(found):
+    """What came out of each case, mean ± standard error."""
+    shown = lambda values: f"{values.mean():.3g} ± {values.sem():.1g}"
+    return found.groupby("case", sort=False).agg(shown)
 
 
 def table(frame):
@@ -131,11 +99,20 @@ def table(frame):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def draw(axes, runs, x, y):
-    """A curve for each case: the mean over seeds, in a band of one standard error."""
-    for case, lines in runs.dropna(subset=y).groupby("case", sort=False):
-        groups = lines.groupby("line")
-        at, mean, error = groups[x].median(), groups[y].mean(), groups[y].sem()
-        axes.plot(at, mean, label=case)
-        axes.fill_between(at, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel=x.replace("_", " ").replace("eval.", ""), title=y.replace("eval.", "held-out "))
+def curves(panels, out):
+    """A picture of {title: a column of `grid`'s frame}: for each case the mean over seeds at every
+    step, with its standard error."""
+    sheet, places = figure(1, len(panels))
+    for axes, (title, values) in zip(places.flat, panels.items()):
+        found = values.dropna().groupby(["step", "case"]).agg(["mean", "sem"]).unstack()
+        found["mean"].plot(ax=axes, yerr=found["sem"], title=title, legend=False)
+    save(sheet, out, axes)
+
+
+def bars(frame, out):
+    """A picture: a panel for each column of a frame, a bar for each row."""
+    sheet, places = figure(1, len(frame.columns), sharey=True)
+    frame[::-1].plot.barh(subplots=True, ax=places, legend=False)
+    for axes in places.flat:
+        axes.bar_label(axes.containers[0], fmt=lambda size: f" {size:.3g}" if size else "")
+    save(sheet, out)

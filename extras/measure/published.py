@@ -9,28 +9,29 @@ parser, `Task.published_score` and `Task.correct`. (A gold answer of None is one
 of gsm8k has lost, a negative number. Nothing equals it.)
 """
 
-import argparse
 import json
 import re
+import sys
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 
 from extras.measure import harness
 from rewards import TASKS, InputError, one_sentence, refusing
 
-# What the parser published with the texts gives each length, 128, 256 and 512 tokens.
-PUBLISHED = {
-    "countdown": (20.7, 19.5, 16.0),
-    "gsm8k": (69.3, 76.4, 78.1),
-    "math": (26.0, 32.4, 36.2),
-    "sudoku": (11.7, 6.7, 5.5),
-}
-LENGTHS = 128, 256, 512
+# What the parser published with the texts gives each length.
+PUBLISHED = pd.DataFrame(
+    {
+        "countdown": (20.7, 19.5, 16.0),
+        "gsm8k": (69.3, 76.4, 78.1),
+        "math": (26.0, 32.4, 36.2),
+        "sudoku": (11.7, 6.7, 5.5),
+    },
+    index=(128, 256, 512),
+)
 
 
-def example_of(task: str, record: dict) -> dict:
+def example_of(task, record):
     """The problem of a published text, as ours are written."""
     gold = record["ground_truth"]
     if task == "sudoku":
@@ -40,40 +41,33 @@ def example_of(task: str, record: dict) -> dict:
     return {"answer": str(gold)}
 
 
-def completion_of(record: dict) -> str:
-    """The text up to its first EOS, without special tokens, as `wd1.decode` gives it."""
-    return record["generations"].split("<|endoftext|>")[0].replace("<|eot_id|>", "")
-
-
-def scores(folder: str) -> dict:
-    """{(task, length): [(published_score, correct), ...]} of all texts of the files in `folder`."""
-    found = {}
-    for path in sorted(Path(folder).glob("*_generations.json")):
-        name, _, length, *_ = path.name.split("_")
-        name = name.replace("math500", "math")
-        with refusing(f"{path}: not a file of generations"):
-            task, cell = TASKS[name], found.setdefault((name, int(length)), [])
-            for record in json.loads(path.read_text())["generations"]:
-                answer = completion_of(record), example_of(name, record)
-                cell.append((task.published_score(*answer), task.correct(*answer)))
-    if not found:
-        raise InputError(f"{folder}: no *_generations.json there")
-    return found
-
-
-def table(found: dict) -> str:
-    """The Markdown table of `scores`."""
-    names = ["task", "tokens", "texts", "their parser", "our published_score", "our accuracy"]
+def scores(folder):
+    """A row for each text of the files in `folder`."""
     rows = []
-    for (name, length), cell in sorted(found.items()):
-        theirs = dict(zip(LENGTHS, PUBLISHED[name])).get(length, "-")
-        ours, right = (100 * fmean(column) for column in zip(*cell))
-        rows.append([name, length, len(cell), theirs, f"{ours:.1f}", f"{right:.1f}"])
-    return harness.table(pd.DataFrame(rows, columns=names).set_index("task"))
+    for path in sorted(folder.glob("*_generations.json")):
+        name, _, length, *_ = path.name.replace("math500", "math").split("_")
+        with refusing(f"{path}: not a file of generations"):
+            task = TASKS[name]
+            for record in json.loads(path.read_text())["generations"]:
+                # Up to its first EOS, without special tokens, as `wd1.decode` gives a text.
+                text = record["generations"].split("<|endoftext|>")[0].replace("<|eot_id|>", "")
+                answer = text, example_of(name, record)
+                scored = task.published_score(*answer), task.correct(*answer)
+                rows.append([name, int(length), *scored])
+    if not rows:
+        raise InputError(f"{folder}: no *_generations.json there")
+    return pd.DataFrame(rows, columns=["task", "tokens", "our published_score", "our accuracy"])
+
+
+def table(found):
+    """The Markdown table of `scores`."""
+    groups = found.groupby(["task", "tokens"])
+    shown = (100 * groups.mean()).map("{:.1f}".format)
+    shown.insert(0, "texts", groups.size())
+    shown.insert(1, "their parser", PUBLISHED.unstack().reindex(shown.index).fillna("-"))
+    return harness.table(shown)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder")
     with one_sentence():
-        print(table(scores(parser.parse_args().folder)))
+        print(table(scores(Path(*sys.argv[1:]))))

@@ -1,4 +1,4 @@
-"""A model card: what a saved model was trained from, on what, how well it did, what nobody measured.
+"""A model card: what a model was trained from, on what, how well it did, what nobody measured.
 
     python -m extras.publish.card runs/X          # writes runs/X/model/README.md
 
@@ -15,13 +15,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import wd1
-from extras.watch.chat import visible
 from rewards import InputError, refusing
 
 LOADING = {
     "transformers": "`AutoModelForCausalLM.from_pretrained(PATH)` of transformers 5 gives a model "
-    "whose every position sees every other (`config.is_causal` is false; older releases ignore it). "
-    "`model.generate` writes from left to right, which is not what it does: use `wd1.generate`.",
+    "whose every position sees every other (`config.is_causal` is false; older releases ignore it)."
+    " `model.generate` writes from left to right, which is not what it does: use `wd1.generate`.",
     "peft": "`wd1.load_model(PATH)`, or `PeftModel.from_pretrained(base, PATH)` on the base that "
     "`wd1.load_model` gives. `python -m extras.publish.export` merges the adapters.",
     "llada": "By LLaDA's own code, `modeling_llada.py` and `configuration_llada.py`, which are not "
@@ -33,19 +32,25 @@ TEMPLATE = """---
 
 # {{ name }}
 
-`{{ base }}`, a diffusion language model, after {{ steps }} steps of reinforcement learning
-({{ objective }}) on {{ task }}.
+`{{ settings.model }}`, a diffusion language model, after {{ summary.steps }} steps of
+reinforcement learning ({{ settings.objective or "wd1" }}) on {{ settings.task }}.
 
 ## Results
 
+| tokens | accuracy before | accuracy after |
+| --- | --- | --- |
 {{ results }}
 
-On {{ problems }} held-out problems, at temperature 0, ± one standard error of counting them. It is one
-run with one seed: that says nothing of other runs.
+On {{ summary.after.problems }} held-out problems, at temperature 0, ± one standard error of
+counting them. It is one run with one seed: that says nothing of other runs.
 
 ## Training
 
-{{ settings }}
+{{ summary.forward_passes }} forward passes in {{ summary.seconds | int }} seconds, with
+
+```json
+{{ all_settings }}
+```
 
 ## Loading
 
@@ -55,85 +60,63 @@ run with one seed: that says nothing of other runs.
 
 Trained for the reward of one task and evaluated on problems from the same source. Nothing else was
 measured: not what it has lost elsewhere, and nothing about safety. Only what the reward looks at
-counts, the final answer: no step of the reasoning is checked.{{ limits }}
+counts, the final answer: no step of the reasoning is checked.
 """
 
 
-def short(source):
-    """A model's name without the way to it, fit to stand in a text."""
-    path = Path(str(source))
-    parts = path.parts[-2:] if path.name == "model" or not path.is_absolute() else path.parts[-1:]
-    return visible("/".join(parts)).replace("`", "'").replace("|", "/")[:200] or "?"
+def short(value):
+    """A path's last name, or a name on the hub; without what would have a meaning in a text."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    return re.sub(r"[^\w./:+-]", "-", path.name if path.is_absolute() else str(path))
 
 
-def table(header, rows):
-    """A Markdown table."""
-    cells = [[visible(str(cell)).replace("|", "\\|") for cell in row] for row in rows]
-    lines = [" | ".join(row) for row in (header, ["---"] * len(header), *cells)]
-    return "\n".join(f"| {line} |" for line in lines)
+def share(figures, problems):
+    """An accuracy, and the standard error of counting it."""
+    p = figures["accuracy"]
+    return f"{p:.1%} ± {math.sqrt(p * (1 - p) / problems):.1%}"
 
 
-def model_card(run, form=None):
-    """The text of the card of the model in a run's directory. form: how the model is stored,
-    "transformers", "peft" or "llada"; by default it is looked up."""
-    run = Path(run)
+def model_card(run, form):
+    """The text of the card of the model in a run's directory, which is stored in a `form` of
+    LOADING."""
     with refusing(f"{run}: its config.json and summary.json do not tell enough for a model card"):
         settings = json.loads((run / "config.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
-        adapted = (run / "model" / "adapter_config.json").is_file()
-        form = form or ("peft" if adapted else "transformers")
-        after, count, task = summary["after"], summary["after"]["problems"], short(settings["task"])
-        rows = []
+        base, after = settings["model"], summary["after"]
+        on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
+        settings = {n: short(value) for n, value in settings.items() if n != "output_dir"}
+        name, task = short(str(run.resolve())), settings["task"]
+        lines = []
         for length, figures in after["lengths"].items():
-            accuracy = [summary["before"]["lengths"][length]["accuracy"], figures["accuracy"]]
-            error = [math.sqrt(p * (1 - p) / count) for p in accuracy]
-            rows.append([length, *(f"{p:.1%} ± {e:.1%}" for p, e in zip(accuracy, error))])
-        fixed = wd1.Config(model="published/defaults", task="countdown", device="cpu", dtype="float32")
-        defaults = vars(fixed) | dict.fromkeys("model task output_dir data test_data".split())
-        told = {name: short(settings[name]) for name in ("model", "task")}
-        told |= {name: short(settings[name]) for name in ("data", "test_data") if settings[name]}
-        changed = {n: v for n, v in settings.items() if n not in defaults or v != defaults[n]}
-        changed = {n: v for n, v in changed.items() if n not in (*told, "output_dir", "device")}
-        spent = {name: round(summary[name]) for name in ("steps", "seconds", "forward_passes")}
-        warning = run / "warning.txt"
-        names = dict(dataset_type=task, dataset_name=task, task_type="text-generation")
+            pair = summary["before"]["lengths"][length], figures
+            cells = (share(each, after["problems"]) for each in pair)
+            lines.append(f"| {length} | {' | '.join(cells)} |")
+        common = dict(dataset_type=task, dataset_name=task, task_type="text-generation")
         data = ModelCardData(
-            model_name=short(run.resolve()),
+            model_name=name,
             library_name="peft" if form == "peft" else "transformers",
             pipeline_tag="text-generation",
             tags=["diffusion-language-model", "reinforcement-learning", "wd1"],
-            base_model=settings["model"] if is_hub_id(settings["model"]) else None,
+            base_model=base if on_the_hub else None,
             eval_results=[
-                EvalResult(metric_type=name, metric_value=after[name], **names)
-                for name in ("accuracy", "reward")
+                EvalResult(metric_type=metric, metric_value=after[metric], **common)
+                for metric in ("accuracy", "reward")
             ],
         )
-        card = ModelCard.from_template(
-            data,
-            template_str=TEMPLATE,
-            name=short(run.resolve()),
-            base=short(settings["model"]),
-            objective=visible(str(settings.get("objective", "wd1"))),
-            task=task,
-            steps=spent["steps"],
-            problems=count,
-            results=table(["tokens", "accuracy before", "accuracy after"], rows),
-            settings=table(["setting", "value"], (told | spent | changed).items()),
-            loading=LOADING[form],
-            limits=" Warned at " + visible(warning.read_text()) if warning.is_file() else "",
-        )
-        return str(card)
-
-
-def is_hub_id(source):
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
+        text = dict(name=name, settings=settings, summary=summary, loading=LOADING[form])
+        text |= dict(results="\n".join(lines), all_settings=json.dumps(settings, indent=2))
+        return str(ModelCard.from_template(data, template_str=TEMPLATE, **text))
 
 
 def main(argv):
     """Writes a run's card into its model's directory."""
-    if len(argv) != 1 or not (Path(argv[0]) / "model").is_dir():
+    model = Path(*argv) / "model"
+    if len(argv) != 1 or not model.is_dir():
         raise InputError("name one finished run: a directory with model/ in it")
-    (Path(argv[0]) / "model" / "README.md").write_text(model_card(argv[0]), encoding="utf-8")
+    form = "peft" if (model / "adapter_config.json").is_file() else "transformers"
+    (model / "README.md").write_text(model_card(model.parent, form), encoding="utf-8")
 
 
 if __name__ == "__main__":

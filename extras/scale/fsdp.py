@@ -113,7 +113,6 @@ class ShardedRun(wd1.RunDirectory):
 def transfer(function, tensors, **storage):
     """dcp.save or dcp.load, with an OSError for what they raise, which is no Exception."""
     try:
-        function(tensors, **storage, no_dist=wd1.WORLD == 1)
+        function(tensors, **storage)
     except dcp.api.CheckpointException as error:
-        [(cause, _), *_] = error.failures.values()
-        raise OSError(str(cause)) from None
+        raise OSError(str(error).strip().splitlines()[-1]) from None

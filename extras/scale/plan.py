@@ -10,11 +10,11 @@ needs neither a GPU nor the weights. Meant is one process that holds them all.
 
 import json
 import math
-import sys
 import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,22 +26,22 @@ import wd1
 WITHOUT_DATA = FakeTensorMode(allow_non_fake_inputs=True)  # tensors made in it have shapes alone
 NF4 = 4.127 / 8  # bytes of a weight in 4 bits with its scales (QLoRA, arXiv 2305.14314)
 LLADA_8B = dict(
-    d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden_size=12288, vocab_size=126464,
-    embedding_size=126464, max_sequence_length=4096, weight_tying=False,
+    d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden_size=12288,
+    embedding_size=126464, weight_tying=False,
 )  # fmt: skip
-TABLE = (
-    "--dtype bfloat16",
-    "--gradient_checkpointing",
-    "--load_in_4bit --micro_batch_size 2",
-    "--load_in_4bit --gradient_checkpointing",
-    "--lora_rank 0 --gradient_checkpointing",
-)
+TABLE = """\
+--dtype bfloat16
+--gradient_checkpointing
+--load_in_4bit --micro_batch_size 2
+--load_in_4bit --gradient_checkpointing
+--lora_rank 0 --gradient_checkpointing"""
 
 
 @dataclass(init=False)
 class PlanConfig(wd1.Config):
     """The settings of a run, and what else its cost depends on. Its GPU may be elsewhere."""
 
+    model: Optional[str] = None  # hub id, directory, or config.json; without: the README's table
     # the machine (2 x 8 billion operations a token, at 40% of an H100's 990 TFLOP/s in bfloat16)
     prompt_length: int = 200  # tokens of a prompt
     tokens_per_second: float = 25e3  # that a forward pass takes in, of all GPUs
@@ -69,8 +69,7 @@ class CountMemory(TorchDispatchMode):
 
 
 def storages(*tree):
-    leaves = tree_leaves(tree)
-    return {leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return {leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
 
 
 def without_data(config):
@@ -102,27 +101,26 @@ def update(model, canvas, config):
 @torch.no_grad()
 def denoise(model, canvas, config):
     """A step of wd1.generate."""
-    block = torch.arange(config.block_length) + config.prompt_length
+    block = torch.arange(config.block_length)
     wd1.propose(wd1.predict_logits(model.eval(), canvas, None, block), config.temperature, None)
 
 
 def memory(config):
     """What a run holds on its GPU, part by part, in GB of 10^9 bytes: a dict."""
-    model = without_data(config)
-    weights = sum(weight.nbytes for weight in model.parameters())
-    for module in model.get_decoder().modules() if config.load_in_4bit else ():
-        if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
-            weights += module.weight.numel() * NF4 - module.weight.nbytes
+    model, weights, moments, peaks = without_data(config), 0, 0, []
+    for name, weight in model.named_parameters():
+        in_4bit = config.load_in_4bit and "_proj.weight" in name.replace(".base_layer", "")
+        weights += (weight.numel() * NF4 if in_4bit else weight.nbytes) / 1e9
+        moments += 2 * weight.nbytes * weight.requires_grad / 1e9
     weights *= 1 + (config.beta > 0 and not config.lora_rank)  # the reference is a second model
-    moments = 2 * sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-    columns, peaks = config.prompt_length + config.gen_length, []
+    columns = config.prompt_length + config.gen_length
     for function, rows in (update, config.micro_batch_size), (denoise, config.rollout_batch_size):
         with WITHOUT_DATA, CountMemory() as counted, wd1.autocast(config):
             function(model, torch.zeros(rows, columns, dtype=torch.long), config)
-        peaks.append(counted.peak)
-    found = dict(weights=weights, adam=moments, update=peaks[0] - moments, sampling=peaks[1])
-    found["in_all"] = weights + max(peaks[0], moments + peaks[1])
-    return {f"{name}_GB": size / 1e9 for name, size in found.items()}
+        peaks.append(counted.peak / 1e9)
+    learning, sampling = peaks
+    found = dict(weights=weights, adam=moments, update=learning - moments, sampling=sampling)
+    return found | {"in all": weights + max(learning, moments + sampling)}
 
 
 def work(config):
@@ -131,47 +129,37 @@ def work(config):
     At most: rows that end early are sampled no further, rows that teach nothing are left out. A
     backward pass takes as long as two forward passes; gradient checkpointing adds a third.
     """
-    steps, rows = config.max_steps, config.rollout_batch_size
-    sampling = config.diffusion_steps * math.ceil(config.batch_size / rows)
-    sampling *= 1 + (config.beta > 0)  # the reference has its say
-    updates = math.ceil(config.batch_size / config.micro_batch_size)
-    updates *= config.mc_samples * config.num_iterations
-    learning = 3 + config.gradient_checkpointing
-    evaluation = sum((length + 1) // 2 for length in config.eval_lengths)
-    evaluation *= math.ceil(config.eval_size / rows)
+    steps, size = config.max_steps, config.batch_size
+    sampled = steps * size * config.diffusion_steps  # counted in rows
+    sampled *= 1 + (config.beta > 0)  # the reference has its say
     evaluations = 1 + math.ceil(steps / (config.eval_every or steps))
-    sampled = steps * sampling + evaluations * evaluation
-    full = sampled * rows + steps * updates * learning * config.micro_batch_size  # rows passed on
-    tokens = full * (config.prompt_length + config.gen_length)
-    return {
-        "sampling_passes_a_step": sampling,
-        "update_passes_a_step": updates,
-        "passes_an_evaluation": evaluation,
-        "passes_in_all": sampled + steps * updates,
-        "hours": tokens / config.tokens_per_second / 3600,
-    }
+    lengths = sum((length + 1) // 2 for length in config.eval_lengths)
+    sampled += evaluations * config.eval_size * lengths
+    learned = steps * size * config.num_iterations * config.mc_samples
+    tokens = sampled + learned * (3 + config.gradient_checkpointing)
+    tokens *= config.prompt_length + config.gen_length
+    passes = sampled / config.rollout_batch_size + learned / config.micro_batch_size
+    return {"passes": round(passes), "hours": tokens / config.tokens_per_second / 3600}
 
 
 def write_config(directory, **changes):
     """Writes a LLaDA-style config.json, tiny_config.json with changes: its path."""
-    tiny = json.loads(Path(wd1.__file__).with_name("tiny_config.json").read_text())
-    path = Path(directory) / "config.json"
-    path.write_text(json.dumps(tiny | changes))
+    path = Path(directory, "config.json")
+    path.write_text(json.dumps(wd1.read_json(wd1.TINY) | changes))
     return str(path)
 
 
 def main(argv=None):
-    parse = lambda words: wd1.parse_arguments(words, PlanConfig)
-    if argv := argv or sys.argv[1:]:
-        config = parse(argv)
-        print(json.dumps(memory(config) | work(config), indent=2))
+    config = wd1.parse_arguments(argv, PlanConfig)
+    if config.model:
+        print(json.dumps({"GB": memory(config), **work(config)}, indent=2))
         return
     print("| LLaDA-8B, prompts of 200 tokens, GB | weights | Adam | update | sampling | in all |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
-        file = write_config(directory, **LLADA_8B)
-        for options in TABLE:
-            found = memory(parse(["--model", file, *options.split()]))
+        model = ["--model", write_config(directory, **LLADA_8B)]
+        for options in TABLE.splitlines():
+            found = memory(wd1.parse_arguments(model + options.split(), PlanConfig))
             print(f"| `{options}` |", *(f"{size:.1f} |" for size in found.values()), flush=True)
 
 

@@ -5,77 +5,53 @@ Its own functions score the answers. A few of them would have Python evaluate wh
 those tasks are refused.
 """
 
-import builtins
-import functools
 import re
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import cache
+from unittest import mock
 
 from rewards import InputError, Task, extract_answer, refusing
 
-PROBES = ("1", "[1, 2]", "[[1, 2], [3, 4]]", "x + 1", "['a', 'b']", "1 + 2 * 3", "(", "")
-POOL = 100_000  # problems that are drawn from
-
-
-@contextmanager
-def nothing_evaluated(name):
-    """InputError if what is inside would have Python evaluate a text, even if it hides that."""
-    tried, real = [], (builtins.eval, builtins.exec)
-
-    def refuse(*_, **__):
-        tried.append(name)
-        raise ValueError("nothing that a model writes is executed")
-
-    builtins.eval = builtins.exec = refuse
-    try:
-        yield
-    finally:
-        builtins.eval, builtins.exec = real
-        if tried:
-            raise InputError(f"reasoning-gym's {name} would evaluate texts as code: choose another")
+PROBES = "1|[1, 2]|[[1, 2], [3, 4]]|x + 1|['a', 'b']|1 + 2 * 3|(|".split("|")
+SIZE = 6500  # questions that are asked for: a fifth to test on, the others to train on
 
 
 class ReasoningGym(Task):
     """A generator of reasoning-gym. An example has "question", and "seed" and "index", from which
     the generator makes it."""
 
-    name = None
-    instruction = "Answer the question. Write the answer between <answer> and </answer>.\n\nQuestion: "
+    instruction = (
+        "Answer the question. Write the answer between <answer> and </answer>.\n\nQuestion: "
+    )
 
     def __init__(self):
-        try:
-            from reasoning_gym import factory
-        except ImportError:
-            raise InputError("it needs reasoning-gym: pip install reasoning-gym") from None
-        name = self.name
-        if name not in factory.DATASETS:
-            raise InputError(f"{name} is not one of {', '.join(sorted(factory.DATASETS))}")
-        make = functools.partial(factory.create_dataset, name, size=POOL)
-        self.generator = functools.cache(lambda seed: make(seed=seed))
-        self.entry = functools.lru_cache(4096)(lambda seed, index: self.generator(seed)[index])
-        with refusing(f"reasoning-gym's {name} cannot be used"):
-            entry = self.entry(0, 0)
-            self.generator(0).score_answer(entry["answer"], entry)  # what it imports at first use
-            for probe in (*PROBES, entry["answer"]):
-                self.score(probe, entry, 0)
+        with refusing(f"reasoning-gym's {self.name} cannot be used; pip install reasoning-gym"):
+            from reasoning_gym import create_dataset
 
-    def score(self, answer, entry, seed):
-        """reasoning-gym's score, from 0 to 1; 0 for an answer that it cannot read."""
-        with nothing_evaluated(self.name):
-            try:
-                return min(max(float(self.generator(seed).score_answer(answer, entry)), 0.0), 1.0)
-            except Exception:
-                return 0.0
+            self.generator = cache(lambda seed: create_dataset(self.name, seed=seed, size=SIZE))
+            generator = self.generator(0)
+            entry = generator[0]
+            generator.score_answer(entry["answer"], entry)  # imports what it needs
+            for probe in (*PROBES, entry["answer"]):
+                self.score(probe, {"seed": 0, "index": 0})
+
+    def score(self, answer, example) -> float:
+        """reasoning-gym's score, from 0 to 1; 0 for an answer that it cannot read. InputError if it
+        would have Python evaluate a text, even if it hides that."""
+        generator, score = self.generator(example["seed"]), 0.0
+        entry, refuse = generator[example["index"]], mock.Mock(side_effect=ValueError)
+        with mock.patch.multiple("builtins", eval=refuse, exec=refuse), suppress(Exception):
+            score = float(generator.score_answer(answer, entry))
+        if refuse.called:
+            raise InputError(f"reasoning-gym's {self.name} would evaluate texts as code")
+        return score
 
     def problems(self, split, seed, blanks):
-        """256 problems to test on and 5,000 to train on, fewer if the generator repeats itself."""
-        found, wanted = {}, 256 if split == "test" else 5000
-        for index in range(10 * wanted):
-            question = self.entry(seed, index)["question"]
-            if self.is_test({"question": question}) == (split == "test"):
-                found.setdefault(question, {"question": question, "seed": seed, "index": index})
-            if len(found) == wanted:
-                break
-        return list(found.values())
+        examples = [
+            {"question": self.generator(seed)[index]["question"], "seed": seed, "index": index}
+            for index in range(SIZE)
+        ]
+        return [example for example in examples if self.is_test(example) == (split == "test")]
 
     def parse(self, row):
         raise InputError("reasoning-gym's problems are generated: leave out --data")
@@ -83,10 +59,9 @@ class ReasoningGym(Task):
     def reward(self, completion, example):
         """reasoning-gym's score of the answer; 0 without one. (1e999999999 would take hours.)"""
         answer = extract_answer(completion)
-        if answer is None or len(answer) > 10_000 or re.search(r"\d[eE][+-]?\d{4}", answer):
+        if not answer or re.search(r"\d[eE][+-]?\d{4}|[\s\S]{10001}", answer):
             return 0.0
-        entry = self.entry(example["seed"], example["index"])
-        return self.score(answer.strip(), entry, example["seed"])
+        return self.score(answer.strip(), example)
 
 
 def __getattr__(name):

@@ -15,16 +15,18 @@ class Reverse(Task):
     """Write a word backwards."""
 
     instruction = "Write the word backwards between <answer> and </answer>.\nWord: "
+    letters, length = string.ascii_lowercase, 5
 
     def problems(self, split, seed, blanks):
         """Random words for `split`, "train" or "test": `is_test` tells. (`blanks` is sudoku's.)"""
         rng = random.Random(seed)
-        words = ("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(5000))
+        words = ("".join(rng.choices(self.letters, k=self.length)) for _ in range(5000))
         examples = ({"question": word} for word in words)
         return [example for example in examples if self.is_test(example) == (split == "test")]
 
     def answer(self, example):
-        """The text of a right answer, where the task can give one."""
+        """The text of a right answer, where the task can give one: `python -m extras.demo --task
+        ...` then pretrains a tiny model for it, and has wd1 improve it."""
         return example["question"][::-1]
 
     def reward(self, completion, example):

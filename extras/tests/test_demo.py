@@ -1,46 +1,61 @@
 """The demo's bases: made once, kept, and of problems that can be solved and are rarely answered as asked."""
 
-import json
-from pathlib import Path
+from functools import partial
+from statistics import fmean
 
-import numpy as np
 import pytest
+import torch
 
 import wd1
+from extras.demo import __main__ as demo
 from extras.demo import base
-from rewards import TASKS
+from rewards import InputError, get_task
+
+REVERSE = "extras/tasks/reverse.py:Reverse"
 
 
-def test_a_base_is_made_once_and_kept(tmp_path, monkeypatch):
+def test_pretraining_goes_on_from_its_checkpoint_with_few_answers_as_asked(tmp_path, monkeypatch):
+    encode, seen = wd1.encode, []
+    spy = lambda tokenizer, texts: seen.extend(texts) or encode(tokenizer, texts)
+    monkeypatch.setattr(wd1, "encode", spy)
+    job = "", [("prompt", "asked", "other")], 0, 12, tmp_path / "checkpoint"
+    whole, resumed = (base.pretrain(*job)[0].state_dict() for _ in range(2))
+    assert len(seen) == 256 * (12 + 2)  # the second began where the first left it, after step 10
+    assert 0.25 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.35
+    torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sudoku", "countdown", REVERSE, "extras/tasks/sort.py:Sort"])
+def test_the_other_form_is_as_long_and_wrong_and_test_problems_stay_out(name):
+    task = base.Sums() if name == "countdown" else get_task(name)
+    tested, right = set(task.test()["prompt"]), []
+    for problem, (prompt, asked, other) in zip(task.train(), base.completions(name, task)):
+        assert prompt not in tested and len(asked) == len(other)
+        right.append(task.correct(other, problem))
+    assert fmean(right) < 0.05  # some read the same either way
+
+
+def test_a_base_is_made_once_and_what_cannot_work_is_said_before(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = Path(base.tiny_base("countdown", steps=2))
-    assert first.parent == tmp_path / "wd1" and first.name.startswith("tiny-countdown-")
-    assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing half-made
-    weights = (first / "model.safetensors").stat().st_mtime_ns
-    assert base.tiny_base("countdown", steps=2) == str(first)
-    assert (first / "model.safetensors").stat().st_mtime_ns == weights
-    assert base.tiny_base("countdown", seed=1, steps=2) != str(first)
-    assert wd1.Config(model=str(first)).gen_length == 19
-    problems = [json.loads(line) for line in (first / "problems.jsonl").read_text().splitlines()]
-    split = [TASKS["countdown"].is_test(problem) for problem in problems]
-    assert len(problems) == 4500 and sum(split) == 500
-    wd1.load_model(first)
-
-
-@pytest.mark.parametrize("task", base.CORPORA)
-def test_answers_are_right_but_rarely_as_asked(task, monkeypatch):
-    (source, as_asked), solved, asked = base.CORPORA[task], TASKS[task], []
-
-    def examined(*arguments):
-        for example, answer, other in source(*arguments):
-            assert solved.correct(f"<answer>{answer}</answer>", example)
-            assert not solved.is_test(example) and len(answer) == len(other)
-            assert answer == other or not solved.correct(f"<answer>{other}</answer>", example)
-            asked.append(example)
-            yield example, answer, other
-
-    monkeypatch.setitem(base.CORPORA, task, (examined, as_asked))
-    pairs = list(base.corpus(task, np.random.default_rng(0), 6, 300))
-    texts = [completion.removesuffix("<|eos|>") for _, completion in pairs]
-    right = [solved.correct(*each) for each in zip(texts, asked, strict=True)]
-    assert abs(np.mean(right) - as_asked) < 0.1
+    monkeypatch.setattr(demo, "tiny_base", partial(base.tiny_base, steps=2))
+    options = dict(task=REVERSE, output_dir=f"{tmp_path}/run", max_steps=1, eval_size=8)
+    run = lambda job, **more: job(wd1.Config(**options, **more))
+    run(demo.train)
+    assert "after: " in capsys.readouterr().out.partition("before: ")[2]
+    monkeypatch.setattr(base, "tqdm", None)  # from here on no other base can be made
+    run(demo.evaluate)
+    with pytest.raises(InputError, match="holds another run"):
+        run(demo.train, seed=1)
+    with monkeypatch.context() as changed, pytest.raises(InputError, match="cannot be written"):
+        changed.setenv("XDG_CACHE_HOME", f"{tmp_path}/run/config.json")
+        run(demo.evaluate)
+    for name, value, sentence in [  # each on top of the others
+        ("answer", None, "needs its answer"),
+        ("answer", lambda *_: "x" * 17, "too long"),
+        ("answer", lambda *_: "x", "not callable"),  # it would make another base
+        ("correct", lambda *_: False, "not correct"),
+        ("is_test", lambda *_: False, "no problem is left to test on"),
+    ]:
+        monkeypatch.setattr(type(get_task(REVERSE)), name, value)
+        with pytest.raises((InputError, TypeError), match=sentence):
+            run(demo.evaluate)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wd1
-from extras.tests.program import HERE, run
+from extras.tests.program import HERE
 from rewards import InputError
 from test_wd1 import TEMPLATE, write_checkpoint
 
@@ -76,12 +76,14 @@ model.safetensors.index.json {"weight_map": {"x": "/etc/model.safetensors"}} ->
 model.safetensors.index.json {"weight_map": {"x": "/dev/zero"}} ->
 model.safetensors.index.json {"weight_map": {"x": "pytorch_model.bin"}} ->
 model.safetensors.index.json {"weight_map": {"x": 1}} ->
+model.safetensors.index.json {"weight_map": {"x": "model-00001.safetensors"}} ->
 tiny_config.json {"mask_token_id": null} -> mask_token_id
 tiny_config.json {"eos_token_id": null} -> eos_token_id
 tiny_config.json {"model_type": ["llada"]} -> model_type
 tiny_config.json {"d_model": -4} -> cannot be loaded
 tiny_config.json {"pad_token_id": 9999} -> cannot be loaded
 tiny_config.json {"n_kv_heads": 3} -> heads
+tiny_config.json {"vocab_size": 20, "embedding_size": 20} -> tokens beyond
 adapter_config.json {"peft_type": "SHADOW", "shadow_model": "evil/repo"} -> SHADOW
 adapter_config.json {"peft_type": "BOFT"} -> peft_type = 'BOFT'
 adapter_config.json {"target_modules": "([a-z_.0-9]+)+X"} -> Target module
@@ -184,14 +186,18 @@ sys.addaudithook(look)
 def trespasses(directory):
     """What was seen that reading JSON, tables and weights of `directory` does not take."""
     homes = sys.prefix, sys.base_prefix, str(HERE), "/proc", "/sys", "/dev/null"
+    copies = Path(tempfile.gettempdir())
     for event, what in SEEN:
         path = Path(str(what)).resolve()
-        inside = path.parent in (directory, directory.with_name("base")) and path.suffix in READ
-        copies = [*wd1.TABLES, "tokenizer_config.json"], Path(tempfile.gettempdir())
-        inside = inside or path.name in copies[0] and path.parent.parent == copies[1]
-        inside = inside or path.parent == copies[1]
-        strange = event == "open" and not inside and not str(path).startswith(homes)
-        if strange or event in NEVER or "evil" in str(what) or path.stem == "generation_config":
+        table = path.name in [*wd1.TABLES, "tokenizer_config.json"]
+        known = (
+            path.parent in (directory, directory.with_name("base")) and path.suffix in READ
+            or path.parent == copies
+            or table and path.parent.parent == copies
+            or str(path).startswith(homes)
+        )  # fmt: skip
+        strange = event in NEVER or event == "open" and not known
+        if strange or "evil" in str(what) or path.stem == "generation_config":
             yield event, what
 
 
@@ -252,13 +258,6 @@ def test_special_tokens_in_a_file_of_their_own_and_links_into_a_hubs_cache_load(
     assert torch.equal(logits(place), pristine[1])
 
 
-def test_an_index_that_is_left_over_is_no_matter(place, pristine):
-    whole, *_ = write_checkpoint(place.with_name("whole"), "llada", shards=1)
-    index = '{"weight_map": {"x": "model-00001.safetensors"}}'
-    write(index, whole / "model.safetensors.index.json")
-    assert torch.equal(logits(whole), pristine[1])
-
-
 def test_dreams_tokens_may_be_in_added_tokens(place):
     dream, *_ = write_checkpoint(place.with_name("dream"), "Dream")
     want = logits(dream)
@@ -267,11 +266,3 @@ def test_dreams_tokens_may_be_in_added_tokens(place):
     write('{"added_tokens_decoder": {}}', dream / "tokenizer_config.json")
     write('{"mask_token_id": null}', dream / "config.json")
     assert torch.equal(logits(dream), want)
-
-
-def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(tmp_path, capsys):
-    file = Path(shutil.copy(HERE / "tiny_config.json", tmp_path))
-    write('{"vocab_size": 20, "embedding_size": 20}', file)
-    code, directory = run(tmp_path, model=file)
-    assert code == 2 and "tokens beyond" in capsys.readouterr().err
-    assert not directory.exists()

@@ -22,16 +22,13 @@ PARALLEL = dict(
     micro_batch_size=2,
 )  # fmt: skip
 SHARD = dict(beta=0.1, gradient_checkpointing=True)
-MIDDLE = plan.LLADA_8B | dict(
-    d_model=512, n_layers=4, mlp_hidden_size=1536, vocab_size=3952, embedding_size=3952
-)
 
 
 def elsewhere(processes, function, *arguments):
     """Calls a function of this file in processes of their own, one thread each, which give freed
     memory back at once: exit code, output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "-m", "extras.tests.test_scale"]
+    command = f"-m torch.distributed.run --standalone --nproc_per_node={processes}"
+    command = [sys.executable, *command.split(), "-m", "extras.tests.test_scale"]
     command += [function.__name__, json.dumps(arguments, default=str)]
     environment = os.environ | dict(OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
@@ -76,25 +73,25 @@ def train_all(directory, runs):
 def test_two_processes_do_what_one_does(directory):
     """The same weights in one process, in two, in two that divide them; LoRA, a reference, and
     activations computed again included. A run goes on in more processes, or in fewer."""
-    once, again = SHARD | dict(max_steps=1), SHARD | dict(resume=True)
     runs = {"data": {}, "lora": dict(lora_rank=2, beta=0.5), "shard": SHARD}
-    alone = {f"{name}-alone": options for name, options in runs.items()}
-    train_all(directory, alone | {"shard-more": once})
+    once, again = SHARD | dict(max_steps=1), SHARD | dict(resume=True)
+    train_all(directory, {f"{name}-alone": runs[name] for name in runs} | {"shard-more": once})
     runs |= {"shard-more": again, "shard-fewer": once}
     code, output = elsewhere(2, train_all, directory, runs)
     assert code == 0, output
     train_all(directory, {"shard-fewer": again})
 
-    def weights(run):
-        return dict(wd1.load_model(directory / run / "model")[0].named_parameters())
+    def left(run):
+        lines = pd.DataFrame(metrics(directory / run)).drop(columns=["forward_passes", "eval"])
+        return dict(wd1.load_model(directory / run / "model")[0].named_parameters()), lines
 
+    start, _ = wd1.load_model(directory / "start/model")
     for name in runs:
-        alone, before, found = f"{name.split('-')[0]}-alone", weights("start"), weights(name)
-        torch.testing.assert_close(found, weights(alone), rtol=0, atol=1e-5)
-        assert name == "lora" or not any(torch.equal(found[key], before[key]) for key in before)
-        frames = (pd.DataFrame(metrics(directory / run)) for run in (name, alone))
-        frames = (frame.drop(columns=["forward_passes", "eval"]) for frame in frames)
-        pd.testing.assert_frame_equal(*frames, rtol=1e-3, atol=1e-5)
+        (found, lines), (want, wanted) = left(name), left(f"{name.split('-')[0]}-alone")
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+        pd.testing.assert_frame_equal(lines, wanted, rtol=1e-3, atol=1e-5)
+        for key, weight in start.named_parameters() if name != "lora" else ():
+            assert not torch.equal(found[key], weight)
 
 
 def test_a_lost_rank_is_noticed_and_one_process_goes_on(directory):
@@ -106,22 +103,21 @@ def test_a_lost_rank_is_noticed_and_one_process_goes_on(directory):
 
 
 def test_what_cannot_be_divided_or_written_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    config = wd1.Config(**QUICK, output_dir=str(tmp_path / "run"))
-    with pytest.raises(InputError, match="torchrun"):
-        fsdp.sharded(config)
-    run = fsdp.ShardedRun(config)
+    run = fsdp.ShardedRun(wd1.Config(**QUICK, output_dir=tmp_path / "run"))
     run.tensors = {"a": torch.ones(2)}
     (tmp_path / "file").write_text("no directory")
     with pytest.raises(OSError):
         run.write_checkpoint(tmp_path / "file" / "draft", "{}")
     with pytest.raises(OSError):
         run.read_tensors(tmp_path / "none")
+    with pytest.raises(InputError, match="torchrun"):
+        fsdp.sharded(run.config)
     monkeypatch.setattr(wd1, "WORLD", 2)
     with pytest.raises(InputError, match="tied"):
-        fsdp.sharded(config)["load"](config.model)
-    config.lora_rank = 2
+        fsdp.sharded(run.config)["load"]("tiny")
+    run.config.lora_rank = 2
     with pytest.raises(InputError, match="--lora_rank 0"):
-        fsdp.sharded(config)
+        fsdp.sharded(run.config)
 
 
 # ------------------------------------------------------------------------------------------- costs
@@ -131,10 +127,9 @@ def gigabytes(options):
     """By how much a model, AdamW and gradient steps raise the memory of this process (Linux)."""
     config, peaks = plan.PlanConfig(**options), []
     for source in "tiny", config.model:  # the first: what libraries load and set up once
-        model, _ = wd1.load_model(source)
+        model, tokenizer = wd1.load_model(source)
         model = wd1.add_adapters(model, config.lora_rank, source) if config.lora_rank else model
-        optimizer = torch.optim.AdamW(model.parameters())
-        wd1.learn(model, optimizer, gpu.random_batch(config), config)
+        gpu.parts(model, tokenizer, config)["update"]()
         peaks.append(1024e-9 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     print(peaks[1] - peaks[0])
 
@@ -143,50 +138,49 @@ def gigabytes(options):
 def test_the_memory_that_a_run_is_said_to_take_is_what_it_takes(tmp_path, rank):
     """Within 15%, for a model of 18 million weights: counted on tensors without data, and read
     off a real process, which gives back at once what is freed, as a GPU's allocator counts."""
+    shape = dict(d_model=512, n_layers=4, mlp_hidden_size=1536, embedding_size=3952)
     options = QUICK | dict(
-        model=plan.write_config(tmp_path, **MIDDLE), batch_size=12, micro_batch_size=6,
-        prompt_length=17, gen_length=128, diffusion_steps=64, lora_rank=rank,
+        model=plan.write_config(tmp_path, **plan.LLADA_8B | shape), batch_size=12,
+        micro_batch_size=6, prompt_length=17, gen_length=128, diffusion_steps=32, lora_rank=rank,
     )  # fmt: skip
     code, output = elsewhere(1, gigabytes, options)
     assert code == 0, output
-    estimate = plan.memory(plan.PlanConfig(**options))["in_all_GB"]
+    estimate = plan.memory(plan.PlanConfig(**options))["in all"]
     assert float(output.split()[-1]) == pytest.approx(estimate, rel=0.15)
 
 
 def test_what_is_counted_follows_the_settings(tmp_path, capsys):
+    """And is said for a GPU that is elsewhere, in passes that are counted here by hand."""
     model = plan.write_config(tmp_path, weight_tying=False)
 
-    def said(*words):
-        plan.main(["--model", model, "--device", "cuda", *words])
+    def said(words):
+        plan.main(["--model", model, "--device", "cuda", *words.split()])
         return json.loads(capsys.readouterr().out)
 
-    light = said("--gradient_checkpointing", "--tokens_per_second", "1e4")
-    full = said("--lora_rank", "0", "--beta", "0.1", "--eval_every", "0")
-    assert light["update_GB"] < 0.7 * full["update_GB"] and light["hours"] > 0
+    light = said("--gradient_checkpointing --tokens_per_second 1e4")
+    full = said("--lora_rank 0 --beta 0.1 --eval_every 0")
     parameters = wd1.load_model(model)[0].num_parameters()
-    assert full["weights_GB"] == pytest.approx(2 * 4e-9 * parameters)  # a reference besides
-    assert full["adam_GB"] == pytest.approx(8e-9 * parameters)
-    assert full["sampling_passes_a_step"] == 2 * light["sampling_passes_a_step"] == 2 * 2 * 128
-    assert light["update_passes_a_step"] == 8 * 8  # mu x micro-batches
-    assert light["passes_an_evaluation"] == (64 + 128 + 256) * 11
-    assert light["passes_in_all"] == 1000 * (256 + 64) + 11 * 448 * 11
-    assert full["passes_in_all"] == 1000 * (512 + 64) + 2 * 448 * 11
-    assert said("--load_in_4bit")["weights_GB"] < light["weights_GB"]
+    assert full["GB"]["weights"] == pytest.approx(2 * 4e-9 * parameters)  # a reference besides
+    assert full["GB"]["adam"] == pytest.approx(8e-9 * parameters)
+    assert said("--load_in_4bit")["GB"]["weights"] < light["GB"]["weights"]
+    assert light["GB"]["update"] < 0.7 * full["GB"]["update"]
+    sampling, updates, evaluation = 1000 * 2 * 128, 1000 * 8 * 8, (64 + 128 + 256) * 256 / 24
+    assert light["passes"] == round(sampling + updates + 11 * evaluation)
+    assert full["passes"] == round(2 * sampling + updates + 2 * evaluation)
+    rows = 24 * (sampling + 11 * evaluation) + 6 * updates * 4
+    assert light["hours"] == pytest.approx(rows * (200 + 256) / 1e4 / 3600)
 
 
-def test_the_gpu_script_rehearses(tmp_path):
-    words = "--out", str(tmp_path / "gpu.json")
-    gpu.main([*words, "--device", "cpu"])
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    assert result["agreement"]["torch.float32"] == pytest.approx([0, 0, 1], abs=1e-6)
-    assert max(result["agreement"]["torch.bfloat16"][:2]) < 0.05
-    speeds = [speed for speed, _, _ in result["LoRA, checkpointing"].values()]
-    assert len(speeds) == 2 and min(speeds) > 0
+def test_the_gpu_script_rehearses(capsys):
+    gpu.main(["--device", "cpu"])
+    said = capsys.readouterr().out
+    exact, rounded = (max(map(float, line.split()[-2:])) for line in said.splitlines()[:2])
+    assert exact < 1e-6 < rounded < 0.05
+    assert said.count("| update | ") == said.count("| sampling | ") >= 2
     with pytest.raises(InputError, match="no CUDA"):
-        torch.cuda.is_available() or gpu.main(words)
+        torch.cuda.is_available() or gpu.main([])
 
 
 if __name__ == "__main__":
-    name, arguments = sys.argv[1:]
     with wd1.one_sentence():
-        {"train_all": train_all, "gigabytes": gigabytes}[name](*json.loads(arguments))
+        globals()[sys.argv[1]](*json.loads(sys.argv[2]))

@@ -9,12 +9,9 @@ as one would in an e-mail, are nearly those of typst; pandoc reads that, and doe
 """
 
 import argparse
-import base64
-import functools
 import inspect
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import nbformat
 import pypandoc
@@ -48,72 +45,76 @@ PICTURES = {  # of a part of wd1.py: captions, and files in assets/
 """,
 }
 FIRST_CELL = """\
-import os, sys
+import os, sys, tempfile
 from pathlib import Path
 os.chdir(next(place for place in [Path.cwd(), *Path.cwd().parents] if (place / "wd1.py").is_file()))
 sys.path.insert(0, os.getcwd())
-__file__ = os.path.abspath("wd1.py")
-sys.modules["wd1"] = sys.modules[__name__]  # what extras/ imports from wd1 is these cells' own
+
+import wd1
+from extras.demo.base import tiny_base
+BASE = os.environ.get("WD1_BASE") or tiny_base()  # the demo's; the first time it is pretrained
+
+__file__, __doc__ = wd1.__file__, wd1.__doc__
+sys.modules["wd1"] = sys.modules[__name__]  # what else imports from wd1 gets these cells' own
 """
 EXAMPLES = {  # a cell after a function
     "generate": """\
-model, tokenizer = load_model(os.environ.get("WD1_BASE", "tiny"))  # "tiny" has random weights
-prompt = encode(tokenizer, [get_task("sudoku").test()[0]["prompt"]] * 4).input_ids  # a group
+model, tokenizer = load_model(BASE)
+problem = get_task("sudoku").test(blanks=6)[0]
+prompt = encode(tokenizer, [problem["prompt"]] * 4).input_ids  # a group
 torch.manual_seed(0)
-rollout = generate(model, prompt, gen_length=19, steps=10, block_length=19, temperature=1.0)
-print(*map(repr, tokenizer.batch_decode(rollout.completion)), sep="\\n")
+print("puzzle  ", problem["puzzle"], "solution", problem["solution"])
+for temperature in 0.0, 4.0:  # four times the likeliest; then so hot that the group is not alike
+    options = dict(gen_length=19, steps=10, block_length=19, temperature=temperature)
+    rollout = generate(model, prompt, **options)
+    for text in tokenizer.batch_decode(rollout.completion):
+        print(text, "reward", get_task("sudoku").reward(text, problem))
 print("the first one's tokens were written in steps", rollout.written_at[0].tolist())
 """,
     "wd1_loss": """\
+texts = decode(model, tokenizer, rollout.completion)
+rewards = torch.tensor([[get_task("sudoku").reward(text, problem) for text in texts]])
+w_plus, w_minus = group_weights(rewards)
 log_p = elbo(model, rollout.prompt, rollout.completion, mc_samples=4)
-w_plus, w_minus = group_weights(torch.tensor([[1.0, 0.5, 0.0, 0.0]]))  # as if these were rewards
 loss = wd1_loss(log_p[None], w_plus, w_minus)
 loss.backward()
-print("log p", log_p, "w+", w_plus, "w-", w_minus, "loss", loss, sep="\\n")
+print("rewards", rewards, "log p", log_p, "w+", w_plus, "w-", w_minus, "loss", loss, sep="\\n")
 print("largest gradient", max(weight.grad.abs().max() for weight in model.parameters()))
 """,
     "main": """\
-# main(["--output_dir", "runs/notebook"])  # a run: minutes, and a picture in runs/notebook
+# A run of about a minute: 30 of the demo's 80 steps.
+config = Config(model=BASE, output_dir=tempfile.mkdtemp(), max_steps=30, eval_size=100)
+summary = train(config)
+print("accuracy", summary["before"]["accuracy"], "before,", summary["after"]["accuracy"], "after")
+
+from IPython.display import Image
+Image(f"{config.output_dir}/curve.png")
 """,
 }
 
 # ================================================================================== wd1.py in parts
 
 
-class Part(NamedTuple):
-    """The introduction, a section's title and lead (neither has code), a function, a class, or the
-    statements between them (without a name)."""
-
-    name: str  # what a link leads to
-    heading: str
-    prose: str
-    code: str
-
-
 def read_parts(source):
-    """wd1.py as a list of Parts, in its order; the first is the introduction."""
-    parts = []
+    """wd1.py in its order, as tuples (what a link leads to, heading, prose, code): introduction,
+    a section's title and lead (neither has code), functions, classes, and the statements between
+    them (without a name)."""
     # Two blank lines stand around every definition, and a line of = is over every section.
     for chunk in re.split(r'\n{3,}|\n+(?=# =)|(?<=""")\n\n(?=import)', source):
-        if lead := re.match(r"# =+ (\d\.) (.+)\n?((?:#.*\n?)*)\n*", chunk):
-            prose, name = re.sub("(?m)^# ?", "", lead[3]), f"section-{lead[1][0]}"
-            parts.append(Part(name, f"# {lead[1]} {lead[2]}", prose, ""))
+        if lead := re.match(r"# =+ ((\d)\. .+)\n?((?:#.*\n?)*)\n*", chunk):
+            yield f"section-{lead[2]}", f"# {lead[1]}", re.sub("(?m)^# ?", "", lead[3]), ""
             chunk = chunk[lead.end() :]
-        name = re.search(r"(?m)^(?:def|class) (\w+)|\Z", chunk)[1] or ""
-        doc = re.search(r'(?ms)^(|    )"""(.*?)"""\n*|\Z', chunk)
-        code = chunk[: doc.start()] + chunk[doc.end() :]
-        prose = (doc[2] or "").replace(f"\n{doc[1]}", "\n")
+        name = re.search(r"(?m)^(?:def|class) (\w+)|\Z", chunk)[1]
+        before, prose, code = re.split(r'(?m)^ *"""((?s:.*?))"""\n*|\Z', chunk, maxsplit=1)
         if chunk:
-            parts.append(Part(name, f"## `{name}`" if name else "", prose, code))
-    title, _, prose = parts[0].prose.partition("\n")
-    return [Part("introduction", f"# {title}", prose, ""), *parts[1:]]
+            yield name, f"## `{name}`" if name else "", inspect.cleandoc(prose or ""), before + code
 
 
 # ============================================================================== prose into Markdown
 
 GREEK = "alpha|beta|gamma|delta|epsilon|eta|theta|lambda|mu|pi|psi|rho|sigma|tau|phi|omega"
 KNOWN = rf"(?:{GREEK}|log|exp|min|max|sum|in|EE|ell|dot|thin)(?![A-Za-z])"
-TO_TYPST = {  # what an e-mail writes: what typst does
+TO_TYPST = {  # what an e-mail writes of an equation: what typst does
     r"\bw([+-])": r"w^\1",
     r"\b([a-z])(\d)_": r"\1^\2_",  # x0_t
     r"_\{((?:[^{}]|\{[^{}]*\})*)\}": r"_(\1)",
@@ -125,78 +126,48 @@ TO_TYPST = {  # what an e-mail writes: what typst does
     "~": "thin ~ thin",
     r"(?<=\w)\.\.(?=\w)": ", ..., ",
     rf"(?<![A-Za-z])(?!{KNOWN})[A-Za-z]{{2,}}": r'"\g<0>"',
+    r"^(.*?) +([=~≈]) ": r"\1 &\2 ",  # aligned there
 }
-SHAPE = r"\[[A-Za-z](?:[ +,]+[A-Za-z\d](?!\w))*\]"
-IN_CODE = r"(?<![\w.])[a-z]\w*_\w\w+"
-SIGN = rf"w[+-]|{GREEK}|log|exp|sum|mean|softmax|ref|KL|[A-Zb-z]\d?"
-NAME = rf"(?:{SIGN})(?:_(?:\w|old)\b)?(?!\w|-\w\w)"
-TERM = rf"(?:{NAME}(?:\([^()]*\)|\[[^][]*\])?(?:\^(?:\w|\([^()]*\)))?'?|\d+|\([^()]*\))"
-FORMULA = rf"(?<![\w.'`-])-?(?={NAME}){TERM}(?:(?: ?[-+=*/<>|≈~]+ ?| ){TERM})*(?![\w(`'-])"
-SURELY = rf"{GREEK}|w[+-]|_|\w [=<>] \w|[A-Za-z]\(|\b[b-zB-HJ-Z]\b"  # one of these makes it one
+# What is code in a sentence: shapes such as [B, P+L], names with a _ in them, and formulas, which
+# are symbols, each perhaps with its argument or exponent, and what an operator joins to them.
+SHAPE = r"\[(?:\.\.\., )?\w(?: ?[+,] ?\w+)*\]"
+WORD = rf"(?:log )?(?:{GREEK}|w[+-]|ref|KL(?=\()|[b-zB-Z]|\w+_[\w.]*\w)(?:_\w+)?(?![\w-])"
+SYMBOL = rf"(?<![\w.'-]){WORD}(?:\([^()]*\)|\[[^][]*\])*(?:\^\w+|\^\([^()]*\))?"
+JOINED = rf" ?[-+=*/<>≈~|]+ ?(?:{SYMBOL}|\d+|\([^()]*\))| (?:{SYMBOL}|[A-Z]\b)"
+FORMULA = rf"{SYMBOL}(?:{JOINED})*'?(?!\w)"
 
 
-def typst(text):
-    """An equation, as plain text has it, for typst."""
-    for pattern, replacement in TO_TYPST.items():
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-@functools.cache
-def tex(equation):
-    """An equation of typst's, between dollars (spaces inside them: displayed), in TeX, likewise."""
-    made = pypandoc.convert_text(equation, "commonmark+tex_math_dollars", "typst").strip()
-    return re.sub(r"\\(left|right)(?=[()]|\\[{}])", "", made)  # these would be too tall
-
-
-def block(text):
-    """Lines that stand further in: equations, aligned at their first relation, or as they are.
-
-    Two spaces part equations; three or more part an equation from what it says in words."""
-    if not re.match(r".*? [=~≈] ", text):
-        return f"~~~~ text\n{text}\n~~~~"
+def equations(text):
+    """Lines of equations in TeX, aligned at their first relation, by way of typst, whose spelling
+    is nearest. Two spaces part equations; three or more part one from what it says in words."""
     rows = []
     for line in text.splitlines():
         formulas, *remarks = re.split(r"\s{3,}", line)
         for formula in formulas.split(",  "):
-            rows.append(re.sub(r" +([=~≈]) ", r" &\1 ", typst(formula), count=1))
+            for pattern, replacement in TO_TYPST.items():
+                formula = re.sub(pattern, replacement, formula)
+            rows.append(formula)
         rows += [f'& "{remark}"' for remark in remarks]
-    return tex("$ " + " \\\n".join(rows) + " $")
+    typst = "$ " + " \\\n".join(rows) + " $"
+    made = pypandoc.convert_text(typst, "commonmark+tex_math_dollars", "typst").strip()
+    return re.sub(r"\\(left|right)(?=[()]|\\[{}])", "", made)  # these would be too tall
 
 
 def markdown(prose):
-    """Prose of wd1.py in Markdown."""
-
-    def mark(match):
-        word = match[0]
-        if re.fullmatch(SHAPE, word) or re.fullmatch(FORMULA, word) and re.search(SURELY, word):
-            return tex(f"${typst(word)}$")
-        word = re.sub(f"^{IN_CODE}$", r"`\g<0>`", word)
-        return {"->": "→", "<": r"\<"}.get(word, word)
-
-    def paragraph(text):
-        text = re.sub(r"(?:^|(?<=[.)] ))([a-z]\w+)(?=: )", r"\n- `\1`", " ".join(text.split()))
+    """Prose of wd1.py in Markdown. Lines that stand further in are equations, or commands."""
+    made = []
+    for text in re.split(r"\n\s*\n", prose):
+        if text.startswith("    "):
+            text = inspect.cleandoc(text)
+            an_equation = re.match(r".*? [=~≈] ", text)
+            made.append(equations(text) if an_equation else f"~~~~ text\n{text}\n~~~~")
+            continue
+        text = " ".join(text.split()).replace("->", "→")
+        text = re.sub(r"(?:^|(?<=[.)] ))([a-z]\w+)(?=: )", r"\n- `\1`", text)
         text = re.sub(r"(\n- .*\. )(?=Returns |Raises )", r"\1\n\n", text)
-        return re.sub(rf"`[^`]+`|{SHAPE}|->|{FORMULA}|{IN_CODE}|<", mark, text)
-
-    blocks = re.split(r"\n\s*\n", prose.strip("\n"))
-    made = (block(inspect.cleandoc(b)) if b[:4] == "    " else paragraph(b) for b in blocks)
+        code = rf"`[^`]+`|<\w+>|{SHAPE}|{FORMULA}"
+        made.append(re.sub(code, lambda match: f"`{match[0].strip('`')}`", text))
     return "\n\n".join(made)
-
-
-def embedded(name):
-    """The file in assets/ that was found in a text, as its content."""
-    content = base64.b64encode((ROOT / "assets" / name[0]).read_bytes())
-    return f"data:image/png;base64,{content.decode()}"
-
-
-def explained(parts):
-    """Of each part (all that there is to say, in Markdown; the part)."""
-    names = "|".join(part.name for part in parts)
-    for part in parts:
-        prose = re.sub(rf"`({names})`", r"[\g<0>](#\1)", markdown(part.prose))
-        pictures = re.sub(r"\w+\.png", embedded, PICTURES.get(part.name, ""))
-        yield f"{part.heading}\n\n{prose}\n\n{pictures}".strip(), part
 
 
 # =========================================================================== the page, the notebook
@@ -204,17 +175,20 @@ def explained(parts):
 
 def page(source):
     """wd1.py as one file of HTML."""
-    first, *others = read_parts(source)
-    title, subtitle = first.heading.strip("# .").split(": ")
+    (*_, first, _), *others = read_parts(source)
+    title, subtitle, lead = re.fullmatch("(?s)(.+?): (.+?)\\.\n(.+)", first).groups()
     made = [f"---\ntitle: {title}\nsubtitle: {subtitle}\nlang: en\ntoc-title: ''\n---"]
-    for text, part in explained([first._replace(heading=""), *others]):
-        code = f"::: code\n~~~~~~ python\n{part.code}\n~~~~~~\n:::"
-        text = re.sub(r"\A(#.+)", rf"\1 {{#{part.name}}}", text)
-        row = f":::: row\n::: prose\n{text}\n:::\n\n{code}\n::::"
-        made.append(row if part.code else f"::: lead\n{text}\n:::")
+    names = "|".join(re.findall(r"\n(?:def|class) (\w+)", source))
+    for name, heading, prose, code in ("introduction", "", lead, ""), *others:
+        text = re.sub(f"`({names})`", r"[\g<0>](#\1)", markdown(prose))
+        heading += f" {{#{name}}}" if heading else ""
+        text = f"{heading}\n\n{text}\n{PICTURES.get(name, '')}"
+        column = f"::: code\n~~~~~~ python\n{code}\n~~~~~~\n:::"
+        row = f":::: row\n::: prose\n{text}\n:::\n\n{column}\n::::"
+        made.append(row if code else f"::: lead\n{text}\n:::")
     options = """--standalone --embed-resources --mathml --toc --toc-depth=2
-        --syntax-highlighting=pygments --shift-heading-level-by=1 --css""".split()
-    options.append(str(Path(__file__).with_suffix(".css")))
+        --syntax-highlighting=pygments --shift-heading-level-by=1""".split()
+    options += [f"--css={ROOT}/extras/tutorial/tutorial.css", f"--resource-path={ROOT}/assets"]
     dialect = "commonmark_x+implicit_figures-smart-subscript-superscript-strikeout"
     return pypandoc.convert_text("\n\n".join(made), "html5", dialect, options)
 
@@ -222,12 +196,13 @@ def page(source):
 def notebook(source):
     """The notebook: wd1.py's definitions, in its order, and cells that use them."""
     cells = [new_code_cell(FIRST_CELL)]
-    for text, part in explained(read_parts(source)):
+    for name, heading, prose, code in read_parts(source.replace('"""', '"""# ', 1)):  # a heading
+        text = f"{heading}\n\n{markdown(prose)}".strip()
+        code = re.sub(r"if __name__.*\n(    .*\n?)*", "", code).strip()
         cells += [new_markdown_cell(text)] if text else []
-        code = re.sub(r"if __name__.*\n(    .*\n?)*", "", part.code).strip(), EXAMPLES.get(part.name)
-        cells += [new_code_cell(cell) for cell in code if cell]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    return nbformat.writes(new_notebook(cells=cells, metadata=kernel))
+        cells += [new_code_cell(cell) for cell in (code, EXAMPLES.get(name)) if cell]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return nbformat.writes(new_notebook(cells=cells, metadata={"kernelspec": kernel}))
 
 
 if __name__ == "__main__":
