@@ -80,9 +80,10 @@ def race(functions):
 def samplers(model):
     """{name: a function that samples}, all for equally many tokens."""
     model.config.eos_token_id = model.config.mask_token_id  # which is never sampled: none ends
-    prompt, dual = torch.randint(2, 9, (4, 128)), train.sampler(settings("--cache", "dual"))
+    prompt = torch.randint(2, 9, (4, 128))
     shape = dict(gen_length=192, steps=96, block_length=32, temperature=0.9)
-    kinds = {"plain": plain_generate, "exact": wd1.generate, "dual cache": dual}
+    kinds = {"plain": plain_generate, "exact": wd1.generate}
+    kinds["dual cache"] = train.sampler(settings("--cache", "dual"))
     return {name: partial(kind, model, prompt, **shape) for name, kind in kinds.items()}
 
 

@@ -54,10 +54,10 @@ def run(directory, task, seed, words, **pretraining):
             train.train(config)
         shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         finished.write_text(mark)
-    logs = directory / "metrics.jsonl", directory / "timings.jsonl"
-    metrics, timings = (pd.read_json(log, lines=True) for log in logs)
+    metrics = pd.read_json(directory / "metrics.jsonl", lines=True)
+    seconds = pd.read_json(directory / "timings.jsonl", lines=True).seconds
     metrics[HELD_OUT] = metrics["eval"].str.get("accuracy")
-    return metrics.assign(seconds=timings.seconds)
+    return metrics.assign(seconds=seconds, learning_rate=config.learning_rate)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wd1
-from extras.tests.program import HERE
+from extras.tests.program import HERE, run
 from rewards import InputError
 from test_wd1 import TEMPLATE, write_checkpoint
 
@@ -83,7 +83,6 @@ tiny_config.json {"model_type": ["llada"]} -> model_type
 tiny_config.json {"d_model": -4} -> cannot be loaded
 tiny_config.json {"pad_token_id": 9999} -> cannot be loaded
 tiny_config.json {"n_kv_heads": 3} -> heads
-tiny_config.json {"vocab_size": 20, "embedding_size": 20} -> tokens beyond
 adapter_config.json {"peft_type": "SHADOW", "shadow_model": "evil/repo"} -> SHADOW
 adapter_config.json {"peft_type": "BOFT"} -> peft_type = 'BOFT'
 adapter_config.json {"target_modules": "([a-z_.0-9]+)+X"} -> Target module
@@ -266,3 +265,11 @@ def test_dreams_tokens_may_be_in_added_tokens(place):
     write('{"added_tokens_decoder": {}}', dream / "tokenizer_config.json")
     write('{"mask_token_id": null}', dream / "config.json")
     assert torch.equal(logits(dream), want)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(tmp_path, capsys):
+    file = Path(shutil.copy(HERE / "tiny_config.json", tmp_path))
+    write('{"vocab_size": 20, "embedding_size": 20}', file)
+    code, directory = run(tmp_path, model=file)
+    assert code == 2 and "tokens beyond" in capsys.readouterr().err
+    assert not directory.exists()

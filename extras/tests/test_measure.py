@@ -112,8 +112,8 @@ def test_variances_are_those_of_the_mask_draws():
 
 
 def test_a_race_is_of_neighbours(monkeypatch):
-    """The second is twice as fast in every round, on a machine that gets slower."""
-    seconds = iter([4.0, 2.0, 10.0, 5.0, 80.0, 40.0])
+    """The second is twice as fast in most rounds, on a machine that gets slower."""
+    seconds = iter([4.0, 2.0, 10.0, 1.0, 80.0, 40.0])
     monkeypatch.setattr(bench, "timeit", lambda function, number: next(seconds))
     found = bench.race({"one": None, "other": None})
-    assert found.speed.tolist() == [1.0, 2.0] and found.seconds.tolist() == [10.0, 5.0]
+    assert found.speed.tolist() == [1.0, 2.0] and found.seconds.tolist() == [10.0, 2.0]

@@ -1,52 +1,65 @@
 """Other estimates and objectives, each against its equations written out."""
 
-import itertools
-import math
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils import parameters_to_vector
+from torch.testing import assert_close
 
 import rewards
 import wd1
 from extras import train
 from extras.methods import objectives, views
 from extras.sampling.choices import threshold
-from extras.tests.program import FAST, HERE, even_characters
-from test_wd1 import EOS_CASES, exact_elbo, prompts, schedules, seeded, shared, small_model
-
-MODEL = small_model()
+from extras.tests.program import even_characters
+from test_wd1 import (
+    FAST,
+    HERE,
+    MODEL,
+    PLACES,
+    PROMPT,
+    agrees,
+    end,
+    exact_elbo,
+    learned,
+    log_probs,
+    per_case,
+    prompts,
+    schedules,
+    seeded,
+    small_model,
+)  # fmt: skip
 
 # -------------------------------------------------------------------------------- estimates
 
 
 @pytest.mark.parametrize("draws, group_size", [(1, 1), (2, 1), (2, 4)])
-@pytest.mark.parametrize("case", EOS_CASES)
-def test_complementary_masks_leave_the_elbo_unbiased(case, draws, group_size):
+@per_case
+def test_complementary_masks_leave_the_elbo_unbiased(completion, draws, group_size):
     """And lower its variance where nothing is cut off, at as many forward passes."""
-    completion, counted = EOS_CASES[case]
-    prompt = torch.tensor([[3, 8]]).expand(8000, 2)
-    batch = torch.tensor([completion]).expand(8000, 4)
-    noise = shared(8000, group_size, seeded(0))
-    draw = partial(wd1.elbo_views, MODEL.config, prompt, batch, uniform=noise)
-    drawn = views.complementary(draw(mc_samples=draws))
+    prompt, rows = (row.expand(8000, -1) for row in (PROMPT, completion))
+    grouped = SimpleNamespace(shared_masks=True, num_generations=group_size)
+    noise = views.shared_noise(grouped, SimpleNamespace(prompt=prompt))
+    torch.manual_seed(0)
+    draw = partial(wd1.elbo_views, MODEL.config, prompt, rows, uniform=noise)
+    drawn, counted = views.complementary(draw(mc_samples=draws)), PLACES < end(completion)
     for one, other in zip(drawn[::2], drawn[1::2]):  # a pair scores each token once
-        scored = (one.weight != 0).long() + (other.weight != 0)
-        assert (scored[:, :counted] == 1).all() and (scored[:, counted:] == 0).all()
-        assert one.hidden[:, 2 + counted :].all() and other.hidden[:, 2 + counted :].all()
+        assert (((one.weight != 0).long() + (other.weight != 0)) == counted).all()
+        assert (one.hidden & other.hidden)[:, 2:][:, ~counted].all()
     with torch.no_grad():
-        exact = exact_elbo(MODEL, [3, 8], completion, counted)
         paired, independent = (
             wd1.log_likelihood(MODEL, prompt, each).double().view(-1, group_size).mean(1)
             for each in (drawn, [view for _ in range(2 * draws) for view in draw()])
         )
     error = paired.std() / len(paired) ** 0.5
-    assert abs(paired.mean() - exact) < 4 * error + 1e-4 and error < 0.1
-    assert paired.var() < (independent / (2 * draws)).var() or case != "no eos"
+    assert abs(paired.mean() - exact_elbo(completion)) < 4 * error + 1e-4 and error < 0.1
+    assert paired.var() < (independent / (2 * draws)).var() or 0 in completion
 
 
 @pytest.mark.parametrize("case", ["elbo", "one_step", "diffu-GRPO"])
@@ -72,35 +85,29 @@ def test_guesses_keep_what_is_written_and_are_what_is_written_next(
     schedule, temperature, probability, seed
 ):
     options = dict(choose=threshold(probability), temperature=temperature, **schedule)
-    sample = lambda generate: generate(
-        MODEL, prompts(rows=3, seed=seed), generator=seeded(seed), **options
-    )
-    rollout = sample(partial(objectives.generate_guesses, wd1.generate))
+    options |= dict(model=MODEL, prompt=prompts(rows=3, seed=seed))
+    rollout = objectives.generate_guesses(wd1.generate, generator=seeded(seed), **options)
     if temperature == 0:
-        assert torch.equal(rollout.completion, sample(wd1.generate).completion)
-    final = rollout.completion[:, None].expand_as(rollout.guess)
-    steps = torch.arange(schedule["steps"])[:, None]
-    known, just = rollout.written_at[:, None] < steps, rollout.written_at[:, None] == steps
+        assert torch.equal(rollout.completion, wd1.generate(**options).completion)
+    final, sure = (
+        each[:, None].expand_as(rollout.guess) for each in (rollout.completion, rollout.probability)
+    )
+    ahead = rollout.written_at[:, None] - torch.arange(schedule["steps"])[:, None]
     assert (rollout.guess != 1).all(), "the mask was proposed"
-    assert torch.equal(rollout.guess[known | just], final[known | just])
-    assert (rollout.confidence[known] == 0).all() and (rollout.confidence[just] > 0).all()
-    probability = rollout.probability[:, None].expand_as(final)
-    torch.testing.assert_close(rollout.confidence[just], probability[just])
+    assert torch.equal(rollout.guess[ahead <= 0], final[ahead <= 0])
+    assert (rollout.confidence[ahead < 0] == 0).all()
+    assert_close(rollout.confidence[ahead == 0], sure[ahead == 0])
 
 
 def test_all_guesses_are_decoded_and_rewarded_in_one_group_of_a_prompt():
     model, _, batch, _ = make_batch("wd1++")
-    _, tokenizer = wd1.load_model(FAST["model"])
-    made = batch.guesses
+    _, tokenizer = wd1.load_model("tiny")
+    made, last = batch.guesses, batch.rollout.written_at == 3
     assert len(batch.texts) == 12 and made.texts[3::4] == batch.texts, "the last step's"
     assert made.texts == wd1.decode(model, tokenizer, made.rollout.completion)
     scores = [reward(None, *pair) for pair in zip(made.texts, made.problems)]
     assert torch.equal(made.rewards, torch.tensor(scores).view(4, 12))
-    guess, sure = (x.view(12, 4, 8) for x in (made.rollout.completion, made.rollout.probability))
-    for step in range(4):
-        known, just = batch.rollout.written_at <= step, batch.rollout.written_at == step
-        assert torch.equal(guess[:, step][known], batch.rollout.completion[known])
-        torch.testing.assert_close(sure[:, step][just], batch.rollout.probability[just])
+    assert_close(made.rollout.probability[3::4][last], batch.rollout.probability[last])
 
 
 # -------------------------------------------------------------------------------- diffu-GRPO
@@ -108,16 +115,13 @@ def test_all_guesses_are_decoded_and_rewarded_in_one_group_of_a_prompt():
 
 @given(st.integers(0, 99), st.floats(0.1, 0.9), st.floats(0, 0.5))
 def test_diffu_grpo_by_a_second_derivation(seed, epsilon, beta):
+    """What is good is not pushed up further than 1 + epsilon, what is bad not further down."""
     new, old, ref, noise = torch.randn(4, 3, 5, generator=seeded(seed), dtype=torch.float64)
-    A, weight = noise[:, 0], noise.clamp(min=0)
+    A, weight, ratio, d = noise[:, :1], noise.clamp(min=0), (new - old).exp(), ref - new
+    gain = A * ratio.clamp(max=1 + epsilon).where(A > 0, ratio.clamp(min=1 - epsilon))
+    want = (weight * (beta * (d.exp() - d - 1) - gain)).sum()
     view = objectives.RatioView(None, None, weight, old, ref)
-    total = 0.0
-    for i, j in itertools.product(range(3), range(5)):
-        ratio, d = math.exp(new[i, j] - old[i, j]), ref[i, j] - new[i, j]
-        gain = min(ratio * A[i], min(max(ratio, 1 - epsilon), 1 + epsilon) * A[i])
-        total += weight[i, j] * (beta * (math.exp(d) - d - 1) - gain)
-    loss = objectives.diffu_grpo_loss(view, new, A, epsilon, beta)
-    assert loss.item() == pytest.approx(total.item(), rel=1e-6, abs=1e-9)
+    assert_close(objectives.diffu_grpo_loss(view, new, A[:, 0], epsilon, beta), want)
 
 
 # -------------------------------------------------------------------- numbers that can be trusted
@@ -130,10 +134,9 @@ CASES = {
     "wd1++, tempered": dict(objective="wd1++", mc_samples=2, tempered=True, temperature=0.7),
     "diffu-GRPO": dict(objective="diffu-grpo", beta=0.1),
 }
-SETTINGS = dict(
-    FAST, model=str(FAST["model"]), eval_lengths=[8], num_generations=3, batch_size=12, beta=0.0,
-    likelihood="one_step", mc_samples=1, num_iterations=1, prompt_mask_prob=0.0, temperature=1.0,
-    micro_batch_size=64, max_grad_norm=1e9,
+SETTINGS = FAST | dict(
+    block_length=4, batch_size=12, beta=0.0, likelihood="one_step", mc_samples=1,
+    prompt_mask_prob=0.0, temperature=1.0, micro_batch_size=64, rollout_batch_size=4,
 )  # fmt: skip
 
 
@@ -147,99 +150,68 @@ def make_batch(case, **changes):
     equal rewards, whose prompts are of 1 to 4 tokens, padded on the left."""
     config = train.MoreConfig(**SETTINGS | CASES.get(case, dict(likelihood=case)) | changes)
     model, reference = small_model(), small_model(seed=1)
-    _, tokenizer = wd1.load_model(config.model)
+    _, tokenizer = wd1.load_model("tiny")
     problems = [{"prompt": prompt} for prompt in ("(", "')", "$&%", "!)'#") for _ in range(3)]
     parts = train.parts(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards.Sudoku, "reward", reward)
         given = model, reference, tokenizer, problems, config, (0,), parts["generate"]
-        return model, config, parts["collect"](*given), parts["learn"]
-
-
-def loop_gradient(case, **changes):
-    """The loss, the gradient (flat) and the rows that were run, of the first update."""
-    model, config, batch, learn = make_batch(case, **changes)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    rows = []
-    model.model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        batch = parts["collect"](*given)
     torch.manual_seed(3)
-    with wd1.autocast(config):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        figures = learn(model, optimizer, batch, config)
-    gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
-    return figures["loss"], gradient, sum(rows)
+    return model, config, batch, parts["learn"]
 
 
 def formula(case):
-    """The same by the equations of the papers. Of the program's own are the samples, the guesses
-    and their scores, and which steps are drawn."""
+    """The loss and its gradient by the equations of the papers. Of the program's own are the
+    samples, the guesses and their scores, and which steps are drawn."""
     model, config, batch, _ = make_batch(case)
-    rollout, likelihood = batch.rollout, config.likelihood
-    torch.manual_seed(3)
-    steps, all_hidden = torch.randperm(4)[: config.mc_samples].tolist(), torch.full((8,), True)
-    scored = getattr(batch, "guesses", batch).rewards
-    A = scored - scored.mean(1, keepdim=True)
+    made, rollout, total = getattr(batch, "guesses", batch), batch.rollout, 0.0
+    A = made.rewards - made.rewards.mean(1, keepdim=True)
     w_minus = 0 if config.objective == "wd1-positive" else (-A).softmax(1)
-    gap, total = (A.softmax(1) - w_minus).flatten(), 0.0
-
-    def end(tokens):
-        return tokens.tolist().index(0) + 1 if 0 in tokens else 8
-
-    def log_p(model, row, hidden, tokens):  # [L]; `hidden` [L]: of the completion. No padding here
-        prompt = rollout.prompt[row][rollout.attention_mask[row].bool()]
-        canvas = torch.cat([prompt, tokens.masked_fill(hidden, 1)])
-        logits = wd1.predict_logits(model, canvas[None])[0, -8:]
-        logits = logits / config.temperature if config.tempered else logits
-        return logits.log_softmax(-1)[torch.arange(8), tokens]
-
-    for row, (tokens, when) in enumerate(zip(rollout.completion, rollout.written_at)):
-        counted = torch.arange(8) < end(tokens)
+    gap, places = (A.softmax(1) - w_minus).flatten(), torch.arange(8)
+    steps = torch.randperm(4)[: config.mc_samples].tolist()
+    for row, (prompt, real, completion, when, _) in enumerate(zip(*rollout)):
+        counted, prompt = places < end(completion), prompt[real == 1]
         if config.objective == "wd1++":
-            for t in steps:
-                guess, S = batch.guesses.rollout.completion[row * 4 + t], when >= t
-                terms = log_p(model, row, S, guess)
+            for t, n in ((t, row * 4 + t) for t in steps):
+                guess, S = made.rollout.completion[n], when >= t
+                temperature = config.temperature if config.tempered else 1.0
+                terms = log_probs(model, prompt, guess, S, temperature)
                 if config.confidence_factor:
-                    terms = terms * batch.guesses.rollout.probability[row * 4 + t]
-                terms = terms[S & (torch.arange(8) < end(guess))]
-                total += gap[row * 4 + t] * 8 / S.sum() * terms.sum() / S.sum()
+                    terms = terms * made.rollout.probability[n]
+                terms = terms[S & (places < end(guess))]
+                total += gap[n] * 8 / S.sum() * terms.sum() / S.sum()
         elif config.objective == "diffu-grpo":  # the policy is the old one yet: its ratio is 1
-            new, ref = (log_p(m, row, all_hidden, tokens) for m in (model, batch.reference))
-            against = (ref.detach() - new).exp()
-            gain = (new - new.detach()).exp() * A.flatten()[row]
-            gain = gain - config.beta * (against - against.log() - 1)
+            policies = model, batch.reference
+            new, ref = (log_probs(each, prompt, completion, places >= 0) for each in policies)
+            d = ref.detach() - new
+            gain = (new - new.detach()).exp() * A.flatten()[row] - config.beta * (d.exp() - d - 1)
             group = rollout.completion[row // 3 * 3 :][:3]
-            total += gain[counted].sum() / sum(end(other) for other in group)
-        elif likelihood == "trajectory":
+            total += gain[counted].sum() / sum(map(end, group))
+        elif config.likelihood == "trajectory":
             for t in steps:
-                terms = log_p(model, row, when >= t, tokens)
+                terms = log_probs(model, prompt, completion, when >= t)
                 total += gap[row] * terms[counted & (when == t)].sum() * 4 / len(steps)
         else:
-            total += gap[row] * log_p(model, row, all_hidden, tokens)[counted].sum()
-    loss = -total / 4
-    gradient = torch.autograd.grad(loss, list(model.parameters()))
-    return loss.item(), torch.cat([part.flatten() for part in gradient])
+            terms = log_probs(model, prompt, completion, places >= 0)
+            total += gap[row] * terms[counted].sum()
+    gradient = torch.autograd.grad(-total / 4, [*model.parameters()])
+    return -total.item() / 4, parameters_to_vector(gradient)
 
 
-WAYS = {  # what must not change the numbers -> a bound on the relative difference
-    "one row at a time": (dict(micro_batch_size=1), 1e-4),
-    "micro-batches of four": (dict(micro_batch_size=4), 1e-4),
-    "activations recomputed": (dict(gradient_checkpointing=True), 1e-4),
-    "bfloat16": (dict(dtype="bfloat16"), 0.1),
-}
 TAUGHT = {"wd1, path": 3 * 9} | {case: 2 * 9 for case in CASES if "++" in case}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_and_its_gradient_are_the_same_in_every_way_to_compute_them(case, two_ranks):
     """And of wd1 and wd1++ the rows of the last group, and wd1++'s of other steps, are not run."""
-    loss, gradient, rows = loop_gradient(case)
-    assert gradient.norm() > 1e-3 and 0 < rows <= TAUGHT.get(case, 3 * 12)
-    others = {way: (loop_gradient(case, **how), bound) for way, (how, bound) in WAYS.items()}
-    others |= {"the formula": (formula(case), 1e-4), "two ranks": (two_ranks[case], 1e-4)}
-    for way, (other, bound) in others.items():
-        assert (other[1] - gradient).norm() < bound * gradient.norm(), way
-        assert other[0] == pytest.approx(loss, rel=bound, abs=bound * 0.2), way
+    want, (model, *batch), rows = formula(case), make_batch(case), []
+    model.model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    agrees(learned(model, *batch), want, "at once")
+    assert want[1].norm() > 1e-3 and 0 < sum(rows) <= TAUGHT.get(case, 3 * 12)
+    agrees(two_ranks[case], want, "two ranks")
+    for way in dict(micro_batch_size=1), dict(gradient_checkpointing=True), dict(dtype="bfloat16"):
+        agrees(learned(*make_batch(case, **way)), want, way)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +227,6 @@ def two_ranks(tmp_path_factory):
 
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
-    found = {case: loop_gradient(case, micro_batch_size=2)[:2] for case in CASES}
+    found = {case: learned(*make_batch(case, micro_batch_size=2)) for case in CASES}
     if wd1.RANK == 0:
         torch.save(found, sys.argv[1])

@@ -216,7 +216,7 @@ def test_a_run_goes_on_only_with_what_it_was_made_from(tmp_path, capsys):
     ("float(", "exit(0) + float(", r"no reward for the completion .*SystemExit\(0\)"),
     ("float(", "1e300 + float(", r"no reward for the completion .*it is 1e\+300"),
     ("float(", "0 * 1e999 + float(", r"no reward for the completion .*it is nan"),
-    ("float(", "'much' or float(", r"no reward for the completion .*much"),
+    ("float(", "'much' or float(", "no reward for the completion"),
     ("{split} ", "", "all training problems"),
 ])  # fmt: skip
 def test_a_task_that_cannot_be_learned_from_is_refused(tmp_path, capsys, old, new, sentence):
@@ -256,7 +256,7 @@ def test_three_files_alone_are_the_program_and_ctrl_c_leaves_a_run_to_go_on_with
     endless = arguments(**options | dict(max_steps=900, save_every=1, eval_every=0))
     directory = tmp_path / "runs/checkpoint-gsm8k"
     process = start(tmp_path, "wd1.py", *endless)
-    while process.poll() is None and not list(directory.glob("checkpoint/step-*")):
+    while process.poll() is None and not list(directory.glob("checkpoint/step-*[1-9]-*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 import wd1
 from extras.methods.objectives import generate_guesses
@@ -16,17 +17,15 @@ from extras.sampling.choices import guided, random, threshold
 from extras.train import MoreConfig, sampler
 from rewards import InputError
 from test_wd1 import (
+    MODEL,
     plain_forward,
     plain_generate,
     prompts,
     schedules,
     seeded,
-    small_model,
     until_block_end,
     write_checkpoint,
 )  # fmt: skip
-
-MODEL = small_model()
 
 
 @given(schedules(), st.integers(0, 9), st.sampled_from([0.2, 0.5, 0.9]))
@@ -54,28 +53,23 @@ def test_guidance_changes_the_logits_as_the_formula_says():
     canvas = prompts(rows=20, length=6)
     blind = F.pad(canvas[:, 4:], (4, 0), value=1)
     c, u = (wd1.predict_logits(MODEL, each) for each in (canvas, blind))
-    torch.testing.assert_close(guided(1.5, 4)(MODEL, canvas), u + 2.5 * (c - u))
+    assert_close(guided(1.5, 4)(MODEL, canvas), u + 2.5 * (c - u))
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(choose=threshold(0.5))])
 @pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(choose=threshold(0.5))])
 @pytest.mark.parametrize("generate", [wd1.generate, partial(generate_guesses, wd1.generate)])
-def test_a_cache_renewed_at_every_step_changes_nothing(
-    monkeypatch, kind, scale, options, shift, generate
-):
+def test_caches_renewed_at_every_step_change_nothing(monkeypatch, kind, shift, options, generate):
+    """Two, each with its canvas, that of guidance having no prompt."""
     monkeypatch.setattr(MODEL.config, "logit_shift", shift)
     padded, mask = F.pad(prompts(rows=3), (2, 0)), F.pad(torch.ones(3, 4), (2, 0))
     mask[1, :4] = 0
     options = dict(gen_length=6, steps=4, block_length=3, attention_mask=mask, **options)
-    exact, renewed = wd1.predict_logits, CachedPolicy(kind, refresh_every=1)
-    if scale:
-        exact = guided(scale, 6)
-        renewed = guided(scale, 6, renewed, CachedPolicy(kind, refresh_every=1))
+    caches = [CachedPolicy(kind, refresh_every=1) for _ in range(2)]
     want, found = (
-        generate(MODEL, padded, generator=seeded(0), policy=policy, **options)
-        for policy in (exact, renewed)
+        generate(MODEL, padded, generator=seeded(0), policy=guided(1.0, 6, *policies), **options)
+        for policies in ([], caches)
     )
     for name in {"completion", "written_at", "guess"} & set(want._fields):
         assert torch.equal(getattr(want, name), getattr(found, name))
@@ -89,22 +83,20 @@ def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family
     directory, config, tensors = write_checkpoint(tmp_path / "model", family)
     model, _ = wd1.load_model(directory)
     before, after = torch.randint(0, 256, (2, 3, 9), generator=seeded(0))
-    columns = torch.arange(9)
-    after = after.where((columns >= window[0]) & (columns < window[1]), before)
+    fresh = torch.isin(torch.arange(9), torch.arange(*window))
+    after = after.where(fresh, before)
     real = torch.ones(3, 9)
     real[1, :2] = real[2, :1] = 0
     policy, memory, shift = CachedPolicy(kind), {}, int(model.config.logit_shift)
     positions = torch.arange(window[0] + shift, window[1])
-    close = partial(torch.testing.assert_close, atol=2e-4, rtol=1e-4)
-    with torch.no_grad():
-        want = plain_forward(config, tensors, before, real, memory)[:, positions - shift]
-        close(policy(model, before, real, positions), want)
-        for canvas in (after, after, before):  # the cache itself does not change
-            want = plain_forward(config, tensors, canvas, real, memory, window)
-            close(policy(model, canvas, real, positions), want[:, positions - shift])
-        other = canvas.roll(1, 0)  # other rows: all is computed again
-        want = plain_forward(config, tensors, other, real)[:, positions - shift]
-        close(policy(model, other, real, positions), want)
+    for canvas, *kept in (
+        (before, memory),
+        (after, memory, fresh), (after, memory, fresh), (before, memory, fresh),  # it stays
+        (before.roll(1, 0),),  # other rows: all is computed again
+    ):  # fmt: skip
+        want = plain_forward(config, tensors, canvas, real, *kept)[:, positions - shift]
+        found = policy(model, canvas, real, positions)
+        assert_close(found, want, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +116,20 @@ def test_a_cache_never_leaks_between_prompts(ways):
 def test_a_row_does_not_depend_on_its_padding(padding, temperature, cache):
     generate = sampler(MoreConfig(cfg_scale=0.5, cache=cache, remasking="random"))
     options = dict(gen_length=6, steps=3, block_length=3, temperature=temperature)
-    plain = generate(MODEL, prompts(), generator=seeded(0), **options)
-    mask = F.pad(torch.ones(2, 4), (padding, 0))
-    wide = F.pad(prompts(), (padding, 0))
-    shifted = generate(MODEL, wide, attention_mask=mask, generator=seeded(0), **options)
-    assert torch.equal(plain.completion, shifted.completion)
+    pad = partial(F.pad, pad=(padding, 0))
+    plain, shifted = (
+        generate(MODEL, prompt, attention_mask=mask, generator=seeded(0), **options).completion
+        for prompt, mask in ((prompts(), None), (pad(prompts()), pad(torch.ones(2, 4))))
+    )
+    assert torch.equal(plain, shifted)
 
 
-def test_without_padding_a_cache_makes_no_attention_mask(monkeypatch):
+@pytest.mark.parametrize("policy", [wd1.predict_logits, CachedPolicy("dual")])
+def test_without_padding_there_is_no_attention_mask(monkeypatch, policy):
     attention = Mock(wraps=F.scaled_dot_product_attention)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    options = dict(gen_length=8, steps=4, block_length=4, policy=CachedPolicy("dual"))
-    wd1.generate(MODEL, prompts(), **options)
-    assert attention.called
-    assert all(call.kwargs["attn_mask"] is None for call in attention.call_args_list)
+    wd1.generate(MODEL, prompts(), gen_length=8, steps=4, block_length=4, policy=policy)
+    assert {call.kwargs["attn_mask"] for call in attention.call_args_list} == {None}
 
 
 def test_an_unknown_cache_is_refused():

@@ -141,7 +141,8 @@ def test_the_memory_that_a_run_is_said_to_take_is_what_it_takes(tmp_path, rank):
     shape = dict(d_model=512, n_layers=4, mlp_hidden_size=1536, embedding_size=3952)
     options = QUICK | dict(
         model=plan.write_config(tmp_path, **plan.LLADA_8B | shape), batch_size=12,
-        micro_batch_size=6, prompt_length=17, gen_length=128, diffusion_steps=32, lora_rank=rank,
+        micro_batch_size=6, prompt_length=17, gen_length=128, block_length=32, diffusion_steps=4,
+        lora_rank=rank,
     )  # fmt: skip
     code, output = elsewhere(1, gigabytes, options)
     assert code == 0, output

@@ -384,6 +384,8 @@ class Echo(Task):
         return [{"question": f"{split} {i}"} for i in range(30)]
     def reward(self, completion, example):
         return float(extract_answer(completion) == example["question"])
+    def question(self, example):
+        return super().question(example)
 class Other(Echo):
     def problems(self, split, seed, blanks): return 1 / 0
     def parse(self, row): return row["x"]
@@ -415,7 +417,7 @@ def read(own, name, text=""):
 # Files with one problem, and words of it.
 GOOD = r"""
 sudoku.csv Puzzle,Solution@@0401034201240210, 2431134231244213 -> "2431134231244213"
-sudoku.csv puzzle,solution@0,1234341221434321 -> "0000000000000000"
+sudoku.csv puzzle,solution@401034201240210,2431134231244213 -> "0401034201240210"
 countdown.jsonl {"nums": [1, 2, 3, 4], "target": 24}@{"nums": [4, 9, 3], "target": 28} -> [4, 9, 3]
 countdown.csv input,output@"30,100,93",-23 -> "nums": [30, 100, 93], "target": -23
 gsm8k.jsonl {"question": "2 + 2?", "answer": "#### 5? 2 and 2. #### 4 "} -> "answer": "4"
@@ -458,7 +460,7 @@ math.parquet PAR1 -> only .csv and .jsonl
 Echo.csv question,answer@1,2,3 -> line 2: more fields than the header
 Echo.jsonl {"answer": 1} -> line 1: column 'question'
 Echo.jsonl {"question": "1", "x": 1}@{"question": "2", "x": "b"} -> one kind of value
-Other.jsonl {"y": 1} -> line 1: .*json.py, line 17: KeyError\('x'\)
+Other.jsonl {"y": 1} -> line 1: .*json.py, line 19: KeyError\('x'\)
 chess.jsonl -> no attribute 'chess'
 nothing.jsonl -> 'int' object is not callable
 Bare.jsonl -> Bare is no rewards.Task
@@ -485,8 +487,8 @@ def test_a_file_of_tasks_is_run_once_and_known_by_its_path(own, monkeypatch):
 def test_an_error_in_a_task_of_ones_own_is_shown_where_it_is(own):
     other, raising = rewards.get_task(f"{own}:Other"), own.replace("json", "raising")
     for words, call, *arguments in (
-        ("json.py, line 16: ZeroDivisionError", other.train),
-        ("'x' .*json.py, line 18: SystemExit", rewards.judge, other.correct, "x", {}),
+        ("json.py, line 18: ZeroDivisionError", other.train),
+        ("'x' .*json.py, line 20: SystemExit", rewards.judge, other.correct, "x", {}),
         ("raising.py, line 2: ZeroDivisionError", rewards.get_task, f"{raising}:Echo"),
         ("No such file", other.train, "no.jsonl"),
         ("choose sudoku", rewards.get_task, "chess"),

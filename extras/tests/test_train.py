@@ -1,6 +1,7 @@
 """The extended program, as a user runs it: python -m extras.train."""
 
 import re
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -9,19 +10,37 @@ import rewards
 from extras import train
 from extras.tests.program import HERE, even_characters, metrics, run
 
-WAYS = [  # settings of a run, and its forward passes per gradient step, beyond sampling
-    (dict(likelihood="elbo", mc_samples=2, complementary=True, shared_masks=True), 2),
-    (dict(likelihood="trajectory", mc_samples=3), 3),
-    (dict(beta=1.0), 1),
-    (dict(beta=1.0, lora_rank=2, cfg_scale=0.5), 1),
-    (dict(objective="wd1-positive", remasking="random"), 1),
-    (dict(objective="wd1++", mc_samples=2, tempered=True, temperature=0.5), 2),
-    (dict(objective="wd1++", mc_samples=2, cache="dual", confidence_factor="false"), 2),
-    (dict(objective="diffu-grpo"), 3),
-    (dict(objective="diffu-grpo", beta=0.0), 2),
-    (dict(objective="diffu-grpo", lora_rank=2, cache="prefix", shared_masks=True), 3),
-    (dict(shared_masks=True, gradient_checkpointing=True, dtype="bfloat16"), 1),
-]
+WAYS = """\
+--likelihood elbo --mc_samples 2 --complementary --shared_masks -> 2
+--likelihood trajectory --mc_samples 3 -> 3
+--beta 1 -> 1
+--beta 1 --lora_rank 2 --cfg_scale 0.5 -> 1
+--objective wd1-positive --remasking random -> 1
+--objective wd1++ --mc_samples 2 --tempered --temperature 0.5 -> 2
+--objective wd1++ --mc_samples 2 --cache dual --confidence_factor false -> 2
+--objective diffu-grpo -> 3
+--objective diffu-grpo --beta 0 -> 2
+--objective diffu-grpo --lora_rank 2 --cache prefix --shared_masks -> 3
+--shared_masks --gradient_checkpointing --dtype bfloat16 -> 1
+"""  # a run, and its forward passes per gradient step, beyond sampling
+BAD = """\
+--objective ppo -> --objective: invalid choice: 'ppo'
+--threshold 0 -> --threshold 0.0
+--threshold 1.5 -> --threshold 1.5
+--epsilon 1.5 -> --epsilon 1.5
+--likelihood trajectory --mc_samples 5 -> only --diffusion_steps 4
+--objective wd1++ --mc_samples 5 -> only --diffusion_steps 4
+--likelihood elbo --mc_samples 3 --complementary -> --mc_samples 3 is odd
+--likelihood one_step --complementary -> is for --likelihood elbo
+--objective diffu-grpo --likelihood trajectory -> --likelihood trajectory
+--objective wd1++ --shared_masks -> --shared_masks
+--cache dual --beta 0.5 -> --beta mixes two
+--shard -> start them with torchrun
+"""
+
+
+def cases(table):
+    return pytest.mark.parametrize("words, expected", [x.split(" -> ") for x in table.splitlines()])
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +48,19 @@ def rewarded(monkeypatch):
     monkeypatch.setattr(rewards.Sudoku, "reward", even_characters)
 
 
-@pytest.mark.parametrize("options, passes", WAYS, ids=str)
-def test_every_objective_runs_resumes_and_costs_its_forward_passes(tmp_path, options, passes):
-    options = dict(likelihood="one_step", mc_samples=1, num_iterations=1, eval_every=0) | options
-    code, directory = run(tmp_path, **options, main=train.main)
+@cases(WAYS)
+def test_every_objective_runs_resumes_and_costs_its_forward_passes(tmp_path, words, expected):
+    go = partial(run, tmp_path, main=train.main, num_iterations=1, eval_every=0)
+    common = "--likelihood one_step --mc_samples 1 "
+    code, directory = go((common + words).split())
     first, second = metrics(directory)[1:]
     assert code == 0 and first["skipped"] == second["skipped"] == 0 and first["loss"] is not None
-    guided = 2 if options.get("cfg_scale") else 1
-    mixed = 2 if options.get("beta") and "objective" not in options else 1
+    guided = 1 + ("cfg_scale" in words)
+    mixed = 1 + ("--beta 1" in words)
     sampled = 4 * guided * mixed  # a step, in one batch; and 4 for the problems of the evaluation
-    assert first["forward_passes"] == 4 * guided + sampled + passes
-    resumed = dict(options, max_steps=3, resume=True)
-    assert run(tmp_path, **resumed, main=train.main)[0] == 0 and len(metrics(directory)) == 4
+    assert first["forward_passes"] == 4 * guided + sampled + int(expected)
+    assert go((common + words).split(), max_steps=3, resume=True)[0] == 0
+    assert len(metrics(directory)) == 4
 
 
 def test_wd1_is_the_same_program(tmp_path):
@@ -58,26 +78,9 @@ def test_a_run_learns_what_is_rewarded(tmp_path, objective):
     assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1
 
 
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        (dict(objective="ppo"), "--objective: invalid choice: 'ppo'"),
-        (dict(threshold=0.0), "--threshold 0.0"),
-        (dict(threshold=1.5), "--threshold 1.5"),
-        (dict(epsilon=1.5), "--epsilon 1.5"),
-        (dict(likelihood="trajectory", mc_samples=5), "only --diffusion_steps 4"),
-        (dict(objective="wd1++", mc_samples=5), "only --diffusion_steps 4"),
-        (dict(likelihood="elbo", mc_samples=3, complementary=True), "--mc_samples 3 is odd"),
-        (dict(likelihood="one_step", complementary=True), "is for --likelihood elbo"),
-        (dict(objective="diffu-grpo", likelihood="trajectory"), "--likelihood trajectory"),
-        (dict(objective="wd1++", shared_masks=True), "--shared_masks"),
-        (dict(cache="dual", beta=0.5), "--beta mixes two"),
-        (dict(shard=True), "start them with torchrun"),
-    ],
-    ids=str,
-)
-def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, options, expected):
-    code, directory = run(tmp_path, main=train.main, **options)
+@cases(BAD)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, words, expected):
+    code, directory = run(tmp_path, words.split(), main=train.main)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and error.startswith("wd1: ") and expected in error
     assert not directory.exists()
