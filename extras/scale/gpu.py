@@ -5,8 +5,9 @@
 
 Prints how far log p(o|q) of a small model and its gradient are from the CPU's in float32; then the
 speed of sampling and of the update, and their peak memory beside what extras/scale/plan.py says.
-Random weights tell all of that, since neither time nor memory depends on them; accuracy they do not
-tell. They are written to a temporary checkpoint (16 GB; TMPDIR says where), and loaded as any other.
+Random weights tell all of that, since neither time nor memory depends on them; accuracy they do
+not tell. They are written to a temporary checkpoint (16 GB; TMPDIR says where), and loaded as any
+other.
 """
 
 import argparse

@@ -233,7 +233,7 @@ def with_ruined_weights(steps):
 @pytest.mark.parametrize("prepare, steps, last", [
     (without_gradients, 9, 3), (without_gradients, 2, 2), (with_ruined_weights, 4, 1),
 ])  # fmt: skip
-def test_a_run_without_finite_gradients_or_weights_ends_as_a_failure(tmp_path, prepare, steps, last):
+def test_a_run_without_finite_gradients_or_weights_is_a_failure(tmp_path, prepare, steps, last):
     """After three steps; or after the last one, rather than with a model that learned nothing. What
     is ruined is saved nowhere, nor are metrics that come of it, which would be no JSON."""
     run = Run(tmp_path / "run")

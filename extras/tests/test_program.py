@@ -236,7 +236,8 @@ def start(folder, *words):
 def test_ctrl_c_ends_a_program_that_has_just_begun(tmp_path, seconds):
     """Counted from where Python itself, which takes its time, has come to our first line."""
     begin = "import runpy; print(flush=True); runpy.run_path('wd1.py', run_name='__main__')"
-    process = start(HERE, "-c", begin, *arguments(**FAST | dict(output_dir=tmp_path, max_steps=900)))
+    options = FAST | dict(output_dir=tmp_path, max_steps=900)
+    process = start(HERE, "-c", begin, *arguments(**options))
     process.stdout.readline()
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
@@ -264,7 +265,8 @@ def test_three_files_alone_are_the_program_and_ctrl_c_leaves_a_run_to_go_on_with
     done = metrics(directory)[-1]["step"]
     again = [*shlex.split(error.split("to go on: python ")[1]), f"--max_steps={done + 1}"]
     options |= dict(model=directory / "model", eval_only=True)
-    for words, expected in (again, "after: accuracy"), (["wd1.py", *arguments(**options)], '"reward"'):
+    evaluate = ["wd1.py", *arguments(**options)]
+    for words, expected in (again, "after: accuracy"), (evaluate, '"reward"'):
         process = start(tmp_path, *words)
         assert expected in process.communicate()[0] and process.returncode == 0
     assert [line["step"] for line in metrics(directory)] == [*range(done + 2)] and done < 900
