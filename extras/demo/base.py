@@ -73,9 +73,10 @@ def completions(name, task, *files):
         yield problem["prompt"], asked, other
 
 
-def pretrain(instruction, examples, seed, steps, checkpoint):
+def pretrain(instruction, draw, seed, steps, checkpoint):
     """Masked-diffusion pretraining of the tiny model on 128 examples a step: as load_model. It goes
-    on from the checkpoint, if there is one, as if it had never stopped."""
+    on from the checkpoint, if there is one, as if it had never stopped. draw(era): the examples of
+    an era of 200 steps. (From 20,000 for good it learns less: 92% after RL on sudoku, not 98%.)"""
     model, tokenizer = wd1.load_model("tiny", seed=seed)
     tokenizer.add_tokens(instruction)  # a token, as the instructions of the usual tasks have
     # Muon for the matrices, AdamW for the rest: in two minutes it gets where AdamW alone does not
@@ -94,7 +95,10 @@ def pretrain(instruction, examples, seed, steps, checkpoint):
             part.load_state_dict(state)
     # The bar says how long it takes; stopped, the same command goes on.
     bar = tqdm(range(schedulers[0].last_epoch, steps), "pretraining, once")
+    examples = draw(schedulers[0].last_epoch // 200)
     for step in bar:
+        if step % 200 == 0:
+            examples = draw(step // 200)
         if step % 10 == 0:
             torch.save([part.state_dict() for part in parts], f"{checkpoint}.new")
             os.replace(f"{checkpoint}.new", checkpoint)
@@ -120,10 +124,11 @@ def pretrain(instruction, examples, seed, steps, checkpoint):
 def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=None):
     """The directory of a base model, made now if it is not in the cache."""
     solved = Sums() if task == "countdown" else get_task(task)
-    examples = list(completions(task, solved, data, test_data, seed, blanks))
+    files = task, solved, data, test_data
+    draw = lambda era: list(completions(*files, seed + 1000 * era, blanks))
     made_from = [Path(wd1.__file__).with_name("tiny_config.json").read_text(), seed, steps]
     made_from += map(inspect.getsource, [pretrain, *(getattr(wd1, name) for name in CODE)])
-    mark = hashlib.sha256(json.dumps([made_from, examples]).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(json.dumps([made_from, draw(0)]).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "wd1")
     directory = cache / f"tiny-{task.rpartition(':')[2].lower()}-{mark}"
     with refusing(f"{cache}: cannot be written; $XDG_CACHE_HOME names another place"):
@@ -132,7 +137,7 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=
     with alone:
         if not directory.exists():
             unfinished, checkpoint = Path(f"{directory}.unfinished"), Path(f"{directory}.pt")
-            for part in pretrain(solved.instruction, examples, seed, steps, checkpoint):
+            for part in pretrain(solved.instruction, draw, seed, steps, checkpoint):
                 part.save_pretrained(unfinished)
             if task == "countdown":
                 lines = map(json.dumps, [*solved.train(seed=seed), *solved.test(seed=seed)])

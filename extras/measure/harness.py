@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 import wd1
 from extras import train
-from extras.demo.base import tiny_base
+from extras.demo import base
 from extras.watch.pictures import figure, save
 
 HELD_OUT = "held-out accuracy"
+tiny_base = functools.cache(base.tiny_base)  # which takes seconds to say what is there
 OUTCOMES = {  # of a run: the column, and how its lines are summed up
     "accuracy at the end": (HELD_OUT, "last"),
     "over the run": (HELD_OUT, "mean"),
@@ -42,11 +43,12 @@ def settings(*options):
 def run(directory, task, seed, words, **pretraining):
     """A line for each step of a run, a frame: its metrics, the seconds until then, and HELD_OUT
     where it was evaluated. It is made now if it is not there."""
-    base = tiny_base(task, seed, **pretraining)
-    options = ["--task", task, "--seed", str(seed), "--model", base, "--output_dir", str(directory)]
+    model = tiny_base(task, seed, **pretraining)
+    options = ["--task", task, "--seed", str(seed), "--model", model]
     if task == "countdown":  # the tiny models do sums of small numbers only
-        options += ["--data", f"{base}/problems.jsonl"]
-    config, finished = settings(*options, *words.split()), directory / "finished"
+        options += ["--data", f"{model}/problems.jsonl"]
+    config = settings(*options, "--output_dir", str(directory), *words.split())
+    finished = directory / "finished"
     mark = json.dumps(asdict(config))
     if not finished.exists() or finished.read_text() != mark:
         shutil.rmtree(directory, ignore_errors=True)

@@ -44,16 +44,15 @@ def example_of(task, record):
 def scores(folder):
     """A row for each text of the files in `folder`."""
     rows = []
-    for path in sorted(folder.glob("*_generations.json")):
+    for path in folder.glob("*_generations.json"):
         name, _, length, *_ = path.name.replace("math500", "math").split("_")
         with refusing(f"{path}: not a file of generations"):
             task = TASKS[name]
             for record in json.loads(path.read_text())["generations"]:
                 # Up to its first EOS, without special tokens, as `wd1.decode` gives a text.
                 text = record["generations"].split("<|endoftext|>")[0].replace("<|eot_id|>", "")
-                answer = text, example_of(name, record)
-                scored = task.published_score(*answer), task.correct(*answer)
-                rows.append([name, int(length), *scored])
+                pair = text, example_of(name, record)
+                rows.append([name, int(length), task.published_score(*pair), task.correct(*pair)])
     if not rows:
         raise InputError(f"{folder}: no *_generations.json there")
     return pd.DataFrame(rows, columns=["task", "tokens", "our published_score", "our accuracy"])

@@ -18,7 +18,8 @@ def test_pretraining_goes_on_from_its_checkpoint_with_few_answers_as_asked(tmp_p
     encode, seen = wd1.encode, []
     spy = lambda tokenizer, texts: seen.extend(texts) or encode(tokenizer, texts)
     monkeypatch.setattr(wd1, "encode", spy)
-    job = "", [("prompt", "asked", "other")], 0, 12, tmp_path / "checkpoint"
+    draw = lambda era: [("prompt", "asked", "other")]
+    job = "", draw, 0, 12, tmp_path / "checkpoint"
     whole, resumed = (base.pretrain(*job)[0].state_dict() for _ in range(2))
     assert len(seen) == 256 * (12 + 2)  # the second began where the first left it, after step 10
     assert 0.25 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.35

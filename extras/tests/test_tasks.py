@@ -147,6 +147,9 @@ gsm8k 72 3.5 1 1 @72.0
 gsm8k 72 2 0 0 @73
 gsm8k 72 3 1 1 <reasoning>a</reasoning><answer>72</answer>
 gsm8k 72 2.5 1 1 <answer>72</answer>
+gsm8k 72 2.5 1 1 </reasoning><answer>72</answer>
+gsm8k 72 2.5 1 1 <answer>\n7\n</answer>\n<answer>\n72\n</answer>
+gsm8k 72 3.375 1 1 <reasoning>\n<answer>\na\n</reasoning>\n<answer>\n72\n</answer>
 gsm8k 72 3.365 1 1 <reasoning>\na\n</reasoning>\n<answer>\n72\n</answer>xxxxxxxxxx
 gsm8k 72 3.497 1 1 <reasoning>\na\n</reasoning>\n<answer>\n72\n</answer>\nabc
 gsm8k 72 3.5 1 1 x\n<reasoning>\na\n</reasoning>\n<answer>\n72\n</answer>
@@ -312,6 +315,7 @@ x \in [-2,7] == [-2,7]
 10^{12} == 1000000000000
 \frac{17}{21+\sqrt[4]{\frac{0.5}{12}}} != \frac{17}{21}
 5120^r^5 != r
+5y^0 != 5
 9^{9^{9^9}} != 3
 {{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{ != 3
 __import__('os') != 3
