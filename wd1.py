@@ -1202,6 +1202,22 @@ def made_from(config, model, train_set, test_set):
     return {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
 
 
+def learning_rate_at(step, config):
+    """AdamW's rate in a step, from 1: constant, or falling evenly."""
+    return config.learning_rate * (1 - config.lr_decay * (step - 1) / config.max_steps)
+
+
+def check_progress(state, metrics, trained, config):
+    """Ends a run of which nothing will come: its weights are not finite, or three steps on end had
+    no update, or the last one had none."""
+    step, finite = metrics["step"], all(bool(w.isfinite().all()) for w in trained.values())
+    state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
+    patience = 1 if step == config.max_steps else 3
+    if state["failed"] >= patience or not everywhere(finite):
+        advice = "start again with a lower --learning_rate"
+        raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")
+
+
 def problems_at(step, train_set, config):
     """The problems of a step, each G times on end."""
     count = config.batch_size // config.num_generations
@@ -1254,19 +1270,14 @@ def train(
             transformers.set_seed(seed_of(*seed))  # draws depend on the step alone
             batch = collect(model, reference, tokenizer, problems, config, seed, generate)
             run.stop_if_asked()  # the same samples will be drawn again
-            share = 1 - config.lr_decay * (step - 1) / config.max_steps
-            optimizer.param_groups[0]["lr"] = config.learning_rate * share
+            optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
             metrics = {"step": step, **describe(batch, config, model.config.eos_token_id)}
             metrics |= learn(model, optimizer, batch, config)
-            state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
-            # Three steps on end without an update, or the last one, and nothing will come of it.
-            lost = state["failed"] >= (1 if step == config.max_steps else 3)
-            if lost or not everywhere(all(bool(w.isfinite().all()) for w in trained.values())):
-                advice = "start again with a lower --learning_rate"
-                raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")
-            group = zip(batch.texts, batch.rewards[0].tolist())  # the first
-            prompt = problems[0]["prompt"]
-            samples = [dict(step=step, prompt=prompt, completion=c, reward=r) for c, r in group]
+            check_progress(state, metrics, trained, config)
+            samples = [  # the first group
+                dict(step=step, prompt=problems[0]["prompt"], completion=text, reward=reward)
+                for text, reward in zip(batch.texts, batch.rewards[0].tolist())
+            ]
             report(metrics, samples=samples)
             bar.set_postfix(reward=metrics["reward"], held_out=state["after"]["accuracy"])
             if step == config.max_steps or step % config.save_every == 0:

@@ -80,7 +80,7 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
     model, tokenizer = wd1.load_model("tiny", seed=seed)
     tokenizer.add_tokens(instruction)  # a token, as the instructions of the usual tasks have
     # Muon for the matrices, AdamW for the rest: in two minutes it gets where AdamW alone does not
-    # in ten. (With Muon for the embedding as well RL learns half as fast afterwards.)
+    # in ten.
     matrices, others = weights = [], []
     for name, weight in model.named_parameters():
         weights["embed" in name or weight.ndim == 1].append(weight)
