@@ -48,14 +48,14 @@ CLAIMS = (
 )
 
 
-def tuned(root, task, words, **pretraining):
+def tuned(root, task, words, seeds=SEARCH_SEEDS, **pretraining):
     """The words of a method's runs at its best learning rate, a power of the square root of 10."""
     power, better = None, -7
     while better != power:
         power = better
         near = power, power - 1, power + 1  # itself first: it stays if no other is better
         cases = {each: f"{words} --learning_rate {10 ** (each / 2):.0e}" for each in near}
-        runs = grid(root, cases, SEARCH_SEEDS, task, **pretraining)
+        runs = grid(root, cases, seeds, task, **pretraining)
         better = runs[HELD_OUT].groupby("case", sort=False).mean().idxmax()
     return cases[power]
 
@@ -78,15 +78,15 @@ def tables(results):
 
 def main(argv):
     root, pictures, names = Path("runs/compare"), Path("assets"), [*METHODS]
-    more, seeds, pretraining, results = "", range(5), {}, {}
+    more, seeds, search, pretraining, results = "", range(5), SEARCH_SEEDS, {}, {}
     if "--quick" in argv:
         root = pictures = Path("runs/compare-quick")
-        names, more, seeds, pretraining = names[:3], QUICK, range(2), {"steps": 100}
+        names, more, seeds, search, pretraining = names[:3], QUICK, range(2), [5], {"steps": 100}
     for task in "sudoku", "countdown":
         cases = {}
         for name in names:
             words = f"{SETTINGS} {METHODS[name]} {more}"
-            cases[name] = tuned(root / task / name, task, words, **pretraining)
+            cases[name] = tuned(root / task / name, task, words, search, **pretraining)
         results[task] = grid(root / task, cases, seeds, task, **pretraining)
     for picture, shown in ("compare", names[:4]), ("estimates", names[:1] + names[4:]):
         panels = {task: runs[HELD_OUT].loc[shown] for task, runs in results.items()}
