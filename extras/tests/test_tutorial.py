@@ -1,5 +1,6 @@
 """The page in a real browser, the notebook's cells run, and the exercises: do they come out so?"""
 
+import ast
 import html
 import json
 import os
@@ -91,6 +92,11 @@ def test_the_notebook_runs_and_trains_the_base_that_it_is_given(tmp_path):
     notebook = nbformat.reads(write(tmp_path / "wd1.ipynb"), 4)
     nbformat.validate(notebook)
     code = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    names = lambda source: [
+        ast.unparse(each.targets) if isinstance(each, ast.Assign) else getattr(each, "name", "")
+        for each in ast.parse(source).body
+    ]
+    assert {*names(SOURCE)} <= {*names(code)}, "a function or a table is no cell"
     code = code.replace("max_steps=30, eval_size=100", "max_steps=2, eval_size=8, batch_size=16")
     code = code.replace("from IPython.display import Image", "Image = open")
     code += "import wd1; assert wd1.generate is generate and generate.__module__ == '__main__'"

@@ -105,7 +105,8 @@ def read_parts(source):
             yield f"section-{lead[2]}", f"# {lead[1]}", re.sub("(?m)^# ?", "", lead[3]), ""
             chunk = chunk[lead.end() :]
         name = re.search(r"(?m)^(?:def|class) (\w+)|\Z", chunk)[1]
-        before, prose, code = re.split(r'(?m)^ *"""((?s:.*?))"""\n*|\Z', chunk, maxsplit=1)
+        # A line that begins with """. is the end of a table.
+        before, prose, code = re.split(r'(?m)^ *"""(?!\.)((?s:.*?))"""\n*|\Z', chunk, maxsplit=1)
         if chunk:
             yield name, f"## `{name}`" if name else "", inspect.cleandoc(prose or ""), before + code
 
