@@ -39,6 +39,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import itertools
@@ -148,7 +149,7 @@ class Config:
     program = "python wd1.py"  # whose settings these are
 
     def __init__(self, **given):
-        given = parse(as_words(given), type(self))
+        given = parse(as_words(given, type(self)), type(self))
         vars(self).update(given)
         preset = PRESETS.get(self.task, {})
         preset = preset | PRESETS["tiny"] if is_tiny(self.model) else preset
@@ -191,7 +192,7 @@ def saved_settings(config, given):
     perhaps a stranger's, and is not `given` as well."""
     with refusing(f"--resume: {config.output_dir} holds no run to go on with"):
         saved = json.loads(Path(config.output_dir, "config.json").read_text())
-        saved = parse(as_words(saved), type(config))
+        saved = parse(as_words(saved, type(config)), type(config))
     if ".py:" in saved["task"] and "task" not in given:
         raise InputError(f"--resume: the task is a file, which is run: add --task {saved['task']}")
     return saved
@@ -261,15 +262,16 @@ def decode(model, tokenizer, tokens):
 # They come from strangers: JSON, safetensors and tokenizers' tables are read, never code or
 # pickles, and of their settings only those that are listed here.
 
-FAMILIES = {  # model_type in config.json -> stock class; a2d: autoregressive models, converted
-    kind: getattr(transformers, stock)
-    for stock, kinds in {
-        "LlamaForCausalLM": "llada llama a2d-llama",
-        "Qwen2ForCausalLM": "Dream qwen2 a2d-qwen2",
-        "Qwen3ForCausalLM": "qwen3 a2d-qwen3",
-    }.items()
-    for kind in kinds.split()
-}
+FAMILIES = dict(line.split() for line in """\
+llada        LlamaForCausalLM
+llama        LlamaForCausalLM
+a2d-llama    LlamaForCausalLM
+Dream        Qwen2ForCausalLM
+qwen2        Qwen2ForCausalLM
+a2d-qwen2    Qwen2ForCausalLM
+qwen3        Qwen3ForCausalLM
+a2d-qwen3    Qwen3ForCausalLM
+""".splitlines())  # fmt: skip
 LLADA_CONFIG = dict(line.split() for line in """\
 d_model                hidden_size
 n_layers               num_hidden_layers
@@ -389,14 +391,15 @@ def read_config(file):
             raise ValueError(f"{name} = {raw[name]!r:.60} is not what {FAMILIES[family]} computes")
     names = LLADA_CONFIG if family == "llada" else dict(zip(READ, READ))
     known = {ours: raw[theirs] for theirs, ours in names.items() if raw.get(theirs) is not None}
-    config = FAMILIES[family].config_class(**known, attn_implementation="sdpa")
+    stock = getattr(transformers, FAMILIES[family])
+    config = stock.config_class(**known, attn_implementation="sdpa")
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if not 1 <= layers <= 1000 or heads % config.num_key_value_heads:
         raise ValueError(f"{layers} layers, or heads that key-value heads do not divide")
     config.is_causal = config.use_cache = False
     config.mask_token_id, config.eos_token_id = raw.get("mask_token_id"), raw.get("eos_token_id")
     config.logit_shift = bool(raw.get("logit_shift", family == "Dream"))
-    return FAMILIES[family], config
+    return stock, config
 
 
 def check_tokens(config, tokenizer):
@@ -453,6 +456,8 @@ def load_adapters(path, **options):
     for name, value in settings.items():
         if value and name not in NOTES and value != getattr(config, name, None):
             raise ValueError(f"the setting {name} = {value!r:.60} is not supported")
+    if not own(path / "adapter_model.safetensors"):
+        raise ValueError("it has no adapter_model.safetensors of its own")
     saved = load_file(path / "adapter_model.safetensors")
     ranks = all(config.r in tensor.shape for tensor in saved.values())
     if not ranks or not math.isfinite(config.lora_alpha):
@@ -814,10 +819,10 @@ class Batch:
 
 def gather(function, items):
     """[function(item) for item in items], each rank computing an equal share and getting all."""
-    share, parts = math.ceil(len(items) / WORLD), [None] * WORLD
-    mine = [items[i % len(items)] for i in range(RANK * share, (RANK + 1) * share)]
     if WORLD == 1:
-        return [function(item) for item in mine]
+        return [function(item) for item in items]
+    share, parts = math.ceil(len(items) / WORLD), [None] * WORLD
+    mine = (items[i % len(items)] for i in range(RANK * share, (RANK + 1) * share))
     dist.all_gather_object(parts, [function(item) for item in mine])
     return sum(parts, [])[: len(items)]
 
@@ -869,15 +874,16 @@ def check_model(model, tokenizer, prompts, config):
     """Refuses a model that could not read the prompts, or would train without error for nothing."""
     with refusing(f"--model {config.model}: cannot be used"):
         encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
-        ids, distinct = encoded.input_ids, len(encoded.input_ids.unique(dim=0))
-        length = ids.shape[1] + max(config.gen_length, *config.eval_lengths)
+        distinct = len(encoded.input_ids.unique(dim=0))
+        ids = encoded.input_ids[encoded.attention_mask.bool()]  # without padding
+        length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
         two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
         two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
         noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
         for wrong, sentence in (
             (length > model.config.max_position_embeddings, f"{length} tokens are too many for it"),
             (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
-            (ids.max() >= vocabulary, f"its tokenizer has tokens beyond its {vocabulary}"),
+            ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
             (2 * distinct < len(set(prompts)), "its tokenizer makes the same of many prompts"),
             (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
             (not noticed.isfinite().all(), "its logits are not finite numbers"),
@@ -992,10 +998,13 @@ def learn(
 
 def describe(batch, config, eos_token_id):
     """What the completions are like: metrics. "entropy" is the mean -log p of what was written."""
-    counted = until_eos(batch.rollout.completion, eos_token_id)
+    task, counted = get_task(config.task), until_eos(batch.rollout.completion, eos_token_id)
+    right = [judge(task.correct, *each) for each in zip(batch.texts, batch.problems)]
     log_probs = batch.rollout.probability.clamp(min=1e-30).log()[counted]
     equal = (batch.rewards == batch.rewards[:, :1]).all(1)
-    return get_task(config.task).scores(batch.texts, batch.problems) | {
+    return {
+        "reward": batch.rewards.mean().item(),
+        "accuracy": fmean(map(bool, right)),
         "degenerate_groups": equal.float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
         "entropy": -log_probs.mean().item(),
@@ -1008,7 +1017,7 @@ class RunDirectory:
     A checkpoint is one file, step-N-DIGEST: weights, AdamW's moments and, in its header, all else;
     named by the SHA-256 of what it holds, and renamed into place when it is whole. A damaged one is
     passed over. What a step draws depends on the settings and its number alone, so a resumed run
-    repeats what was lost. Logs are written anew from the checkpoint. Rank 0 writes."""
+    repeats what was lost; what the logs hold of that is cut off. Rank 0 writes."""
 
     def __init__(self, config):
         self.config, self.path, self.asked = config, Path(config.output_dir), 0
@@ -1032,47 +1041,53 @@ class RunDirectory:
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
         self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0, failed=0)
-        self.logs = dict(metrics=[], samples=[], timings=[])
+        self.state["logs"] = dict(metrics=0, samples=0, timings=0)  # bytes
         if self.config.resume:
             self.load()
         else:
             self.save()
         if RANK == 0:
-            write(self.path / "config.json", json.dumps(asdict(self.config), indent=2))
-            for name, lines in self.logs.items():
-                write(self.path / f"{name}.jsonl", *map(json.dumps, lines))
+            write_json(self.path / "config.json", asdict(self.config))
+            for name, size in self.state["logs"].items():
+                with (self.path / f"{name}.jsonl").open("ab") as log:
+                    if log.tell() < size:
+                        raise InputError(f"--resume: {log.name} is shorter than it was")
+                    log.truncate(size)
         self.clock = time.monotonic()
 
     def load(self):
         """Goes back to the newest whole checkpoint, if that was made from the same."""
         found = sorted(self.path.glob("checkpoint/step-*"), reverse=True)
-        whole = [path for path in found if path.name.endswith(self.digest(path))]
-        if not whole:
+        whole = next((path for path in found if path.name.endswith(self.digest(path))), None)
+        if whole is None:
             raise InputError(f"--resume: {self.path} has no whole checkpoint to go on from")
-        self.state, self.logs, made_from = json.loads(self.read_header(whole[0]))
+        self.state, made_from = json.loads(self.read_header(whole))
         for name, mark in self.made_from.items():
             if made_from.get(name) != mark:
                 raise InputError(f"--resume: {name} has changed; start a new run to change it")
-        self.read_tensors(whole[0])
+        self.read_tensors(whole)
         everywhere()
-        for path in found[: found.index(whole[0])] if RANK == 0 else ():
-            print(f"wd1: {path} is damaged, passed over", file=sys.stderr)
-            remove(path)
+        if RANK == 0:
+            for path in found[: found.index(whole)]:
+                print(f"wd1: {path} is damaged, passed over", file=sys.stderr)
+                remove(path)
 
     def save(self):
         """Writes a checkpoint, drops all but the one before it, and sums up the run so far."""
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         draft = folder / "unfinished"
-        self.write_checkpoint(draft, json.dumps([self.state, self.logs, self.made_from]))
+        self.write_checkpoint(draft, json.dumps([self.state, self.made_from]))
         everywhere()
         if RANK == 0:
+            for log in self.path.glob("*.jsonl"):
+                to_disk(log)
             publish(draft, folder / f"step-{self.state['steps']:07}-{self.digest(draft)}")
             for old in sorted(folder.glob("step-*"))[:-2]:
                 remove(old)
             if self.state["steps"]:
-                write(self.path / "summary.json", json.dumps(self.state, indent=2))
-                plot(self.path, self.logs["metrics"])
+                write_json(self.path / "summary.json", self.state)
+                plot(self.path)
 
     def write_checkpoint(self, path, header):
         if RANK == 0:
@@ -1097,11 +1112,10 @@ class RunDirectory:
         self.state["seconds"] += now - self.clock
         self.clock = now
         entries["timings"] = [{"seconds": self.state["seconds"]}]
-        for name, lines in entries.items():
-            self.logs[name] += lines
-            if RANK == 0:
-                with (self.path / f"{name}.jsonl").open("a") as log:
-                    log.writelines(f"{json.dumps(line)}\n" for line in lines)
+        for name, lines in entries.items() if RANK == 0 else ():
+            with (self.path / f"{name}.jsonl").open("a") as log:
+                log.writelines(f"{json.dumps(line)}\n" for line in lines)
+                self.state["logs"][name] = log.tell()
 
     def finish(self, model, tokenizer, **weights):
         """Writes the trained model, which load_model and plain transformers or peft read."""
@@ -1164,10 +1178,10 @@ def publish(draft, path):
     to_disk(path.parent)
 
 
-def write(path, *lines):
-    """Writes a text file, or leaves it as it is."""
+def write_json(path, content):
+    """Writes a file, or leaves it as it is."""
     draft = path.with_name("unfinished")
-    draft.write_text("".join(f"{line}\n" for line in lines))
+    draft.write_text(json.dumps(content, indent=2) + "\n")
     publish(draft, path)
 
 
@@ -1182,13 +1196,14 @@ def checkpoint_tensors(trained, optimizer):
     return tensors
 
 
-def plot(path, metrics):
+def plot(path):
     """curve.png: reward and held-out accuracy against steps, where matplotlib is there."""
     with contextlib.suppress(ImportError):
         from matplotlib.figure import Figure
 
         axes, columns = Figure().subplots(), ["reward", "eval.accuracy"]
-        pd.json_normalize(metrics).plot("step", columns, style=["-", "o"], ax=axes)
+        lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+        pd.json_normalize(list(lines)).plot("step", columns, style=["-", "o"], ax=axes)
         axes.figure.savefig(path / "curve.png", dpi=150)
 
 
@@ -1238,7 +1253,7 @@ def train(
     model, reference, tokenizer, train_set, test_set = set_up(config, load)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     options = dict(betas=(0.9, 0.99), weight_decay=config.weight_decay)
-    optimizer = torch.optim.AdamW(trained.values(), config.learning_rate, **options)
+    optimizer = torch.optim.AdamW(trained.values(), **options)  # its rate: learning_rate_at
     run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
     state, run.passes = run.state, run.state["forward_passes"]
 
@@ -1345,8 +1360,9 @@ TYPES = {  # of settings, as argparse takes them
 }
 
 
-def parse(words, config_class):
-    """The settings that a command line gives, as a dict; `--help` is made from the comments."""
+@functools.cache
+def parser_of(config_class):
+    """The parser of a class's settings; `--help` is made from its comments."""
     parser = Parser(
         usage=f"{config_class.program} [--SETTING VALUE ...]",
         description=__doc__.splitlines()[0],
@@ -1365,20 +1381,28 @@ def parse(words, config_class):
         options = TYPES[kind] if kind in TYPES else dict(choices=get_args(kind))
         help = f"{comment} [{getattr(config_class, name)}]"
         group.add_argument(f"--{name}", help=help, metavar="X", **options)
-    given, others = parser.parse_known_args(words)
+    return parser
+
+
+def parse(words, config_class):
+    """The settings that a command line gives, as a dict."""
+    given, others = parser_of(config_class).parse_known_args(words)
     for word in others[:1]:
-        [nearest] = difflib.get_close_matches(word.lstrip("-"), kinds, 1, cutoff=0)
+        names = get_type_hints(config_class)
+        [nearest] = difflib.get_close_matches(word.lstrip("-"), names, 1, cutoff=0)
         raise InputError(f"{word:.60}: there is no such setting; the nearest is --{nearest}")
     return vars(given)
 
 
-def as_words(settings):
+def as_words(settings, config_class):
     """A dict of settings as a command line gives them."""
     words = []
     for name, value in settings.items():
-        if value is not None:
-            values = value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
+        default = getattr(config_class, name, "")
+        if value is None and default is None:
+            continue
+        several = isinstance(default, tuple) and isinstance(value, list | tuple)
+        words += [f"--{name}", *map(str, value if several else [value])]
     return words
 
 

@@ -48,7 +48,7 @@ CLAIMS = (
 )
 
 
-def tuned(root, task, words, seeds=SEARCH_SEEDS, **pretraining):
+def tuned(root, task, words, seeds, **pretraining):
     """The words of a method's runs at its best learning rate, a power of the square root of 10."""
     power, better = None, -7
     while better != power:

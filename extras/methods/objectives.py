@@ -37,16 +37,12 @@ def collect_positive(*arguments):
 # equation has not: `confidence_factor`.) To wd1.learn a guess is a row like any other.
 
 
-class Guesses(NamedTuple):
-    """A Rollout that kept all guesses. Of a row that was done they are its completion."""
-
-    prompt: Tensor
-    attention_mask: Tensor
-    completion: Tensor
-    written_at: Tensor
-    probability: Tensor
-    guess: Tensor  # long [B, T, L]: x0_t
-    confidence: Tensor  # float [B, T, L]: c, of tokens that were masked in x_t; else 0
+GUESSES = {
+    "guess": Tensor,  # long [B, T, L]: x0_t
+    "confidence": Tensor,  # float [B, T, L]: c, of tokens that were masked in x_t; else 0
+}
+# A Rollout that kept all guesses. Of a row that was done they are its completion.
+Guesses = NamedTuple("Guesses", [*(wd1.Rollout.__annotations__ | GUESSES).items()])
 
 
 def generate_guesses(

@@ -159,6 +159,7 @@ DONE = [  # the same of what is done to files
     ("model*", pickles_instead, "cannot be loaded"),
     ("config.json", pickles_beside, ""),
     (ADAPTERS, pickles_instead, "adapter_model"),
+    (ADAPTERS, lambda file: file.symlink_to(file.rename(file.parents[1] / "else")), "of its own"),
     (ADAPTERS, weight(torch.clone, "base_model.q.lora_A.weight"), "another shape"),
     ("shard-00001-model-00001-of-00001.safetensors", Path.touch, ""),
     (SHARD, lambda file: os.truncate(file, 300), "cannot be loaded"),

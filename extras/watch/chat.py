@@ -64,7 +64,7 @@ def show(model, tokenizer, example, config, title):
 def encode(tokenizer, turns):
     """The tokens, long [1, P], of a conversation that waits for its answer."""
     if not tokenizer.chat_template:
-        return tokenizer(turns[-1]["content"], return_tensors="pt").input_ids
+        return wd1.encode(tokenizer, [turns[-1]["content"]]).input_ids
     options = dict(add_generation_prompt=True, return_dict=True, return_tensors="pt")
     with refusing("the tokenizer's chat template cannot be used"):
         return tokenizer.apply_chat_template(turns, **options).input_ids
