@@ -21,6 +21,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import traceback
 import zlib
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -604,6 +605,9 @@ def equivalent(answer, gold) -> bool:
     return answer == gold or not strange and same_meaning(answer, gold)
 
 
+LOCK = threading.Lock()
+
+
 @cache
 def worker(process_id) -> Popen:
     """The process that compares for this one: `compare_lines`, in a Python that shares no thread
@@ -623,19 +627,21 @@ def worker(process_id) -> Popen:
 
 
 def same_meaning(answer, gold) -> bool:
-    """Whether math-verify says so within the deadline. InputError if it is not installed. (For one
-    thread: of two, one might read the other's verdict.)"""
-    if worker(os.getpid()).poll() is not None:  # ended by its deadline, or by somebody
-        worker.cache_clear()
-    process, verdict = worker(os.getpid()), ""
-    try:
-        print(json.dumps([answer, gold]), file=process.stdin, flush=True)
-        verdict = process.stdout.readline()
-    finally:
-        if not verdict:  # also after Ctrl-C: what comes late is not the next one's verdict
-            process.kill()
-            process.wait()
-    return verdict == "True\n"
+    """Whether math-verify says so within the deadline. InputError if it is not installed."""
+    with LOCK:  # of two threads, one might read the other's verdict
+        if worker(os.getpid()).poll() is not None:  # ended by its deadline, or by somebody
+            worker.cache_clear()
+        process, verdict = worker(os.getpid()), ""
+        try:
+            print(json.dumps([answer, gold]), file=process.stdin, flush=True)
+            verdict = process.stdout.readline()
+        except BrokenPipeError:  # ended just now
+            pass
+        finally:
+            if not verdict:  # also after Ctrl-C: what comes late is not the next one's verdict
+                process.kill()
+                process.wait()
+        return verdict == "True\n"
 
 
 def compare_lines() -> None:
@@ -715,10 +721,10 @@ TASKS = {
 
 def problems_of(step, count, size, seed) -> list[int]:
     """Indices of the `count` problems of a step: epoch after epoch, each in an order of its own."""
-    return [
-        int(np.random.default_rng([seed, place // size]).permutation(size)[place % size])
-        for place in range(step * count, (step + 1) * count)
-    ]
+    first = step * count
+    epochs = range(first // size, (first + count - 1) // size + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
+    return np.concatenate(orders)[first % size :][:count].tolist()
 
 
 def character_tokenizer(config) -> PreTrainedTokenizerFast:

@@ -24,15 +24,13 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 import wd1
 from extras.publish.card import model_card
 from rewards import InputError, refusing
-from wd1 import LLADA_WEIGHTS, own, read_json
+from wd1 import LLADA_WEIGHTS, TABLES, own, read_json
 
 AUTO_MAP = {  # LLaDA's own; a stranger's might fetch and run anybody's code
     "AutoConfig": "configuration_llada.LLaDAConfig",
     "AutoModel": "modeling_llada.LLaDAModelLM",
     "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
 }
-TOKENIZER = """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
-vocab.json merges.txt chat_template.jinja""".split()
 
 
 def llada_base(source):
@@ -65,7 +63,7 @@ def write_llada(directory, model, base, config):
     directory.mkdir()
     weights = {llada_name(name): weight.detach() for name, weight in model.named_parameters()}
     save_torch_state_dict(weights, directory)
-    for name in TOKENIZER:  # the base's own: older releases do not read what newer ones write
+    for name in TABLES:  # the base's own: older releases do not read what newer ones write
         if own(base / name):
             shutil.copyfile(base / name, directory / name)
     told = {"auto_map": AUTO_MAP, "torch_dtype": str(model.dtype).removeprefix("torch.")}
