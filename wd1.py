@@ -1,26 +1,29 @@
 """wd1: reinforcement learning for diffusion language models, in one file.
 
-A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from a row of
-mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
+A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from nothing
+but mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
 compute the probability of the finished text, a sum over all orders. PPO and GRPO need it three
-times per update (for the old, the reference and the current policy) and divide poor estimates.
+times per update (for the old, the reference and the current policy) and take ratios of what are
+poor estimates of it.
 
 wd1 (arXiv 2507.08838) needs it once and never divides. For every prompt q it samples a group of G
 completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
 
-    A_i  = r_i - mean_j r_j                                 how much better than the group
-    w+_i = softmax_i(psi A),  w-_i = softmax_i(-psi A)      shares of the pull up, the push down
-    loss = - sum_i (w+_i - w-_i) log p(o_i | q)             a weighted log-likelihood
+    A_i  = r_i - mean_j r_j                             how much better than the group
+    w+_i = softmax_i(psi A)                             what part of the group's pull goes to o_i
+    w-_i = softmax_i(-psi A)                            and what part of its push
+    loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the
-new policy near the one that sampled, beta of one that keeps it near a reference. No KL is ever
+new policy near the one before the update, beta of one that keeps it near a reference. No KL is ever
 computed: lambda enters through psi alone, beta through psi and the policy that is sampled from.
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
-A reader who stops after section 5 has read the paper. Shapes stand beside tensors: N prompts, G
-completions each, B = N G rows, P prompt tokens, L completion tokens, T denoising steps, V
-vocabulary entries; b and n are some of the rows, some of the columns.
+A reader who stops after section 5 has read the paper; who goes on to `learn` in section 6 could
+write it. Shapes stand beside tensors: N prompts, G completions each, B = N G rows, P prompt tokens,
+L completion tokens, T denoising steps, V vocabulary entries; b and n are some of the rows, some of
+the columns.
 
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku          one 80 GB GPU
         with --load_in_4bit --gradient_checkpointing                       one 24 GB GPU
@@ -45,10 +48,13 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
+import resource
 import shlex
 import shutil
+import string
 import sys
 import tempfile
 import time
@@ -62,6 +68,7 @@ import filelock
 import numpy as np
 import pandas as pd
 import peft
+import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -77,14 +84,14 @@ from transformers.hf_argparser import string_to_bool
 from rewards import (
     InputError,
     character_tokenizer,
-    get_task,
-    judge,
+    get_task,  # a Task by its name: it has train and test problems, a reward and more
+    judge,  # judge(task.reward, text, problem) is a finite number, or says what is wrong with it
     one_sentence,
-    problems_of,
-    refusing,  # fmt: skip
+    problems_of,  # which problems a step takes: the training problems in random order
+    refusing,  # with refusing(sentence): what fails inside is an InputError that says so
 )
 
-# ================================================================================ 1. Configuration
+# =============================================================================== 1. Configuration
 # One class holds every setting of a run; the command line is made from it, and `--help` from the
 # comments. The defaults are those of the published LLaDA-8B runs; PRESETS changes some. Skim it.
 
@@ -120,7 +127,7 @@ class Config:
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: int = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: float = 0.15  # one_step: probability of masking a prompt token
-    lam: float = 1.0  # strength of the KL to the sampling policy; psi = 1 / (lam + beta)
+    lam: float = 1.0  # strength of the KL to the policy before an update; psi = 1 / (lam + beta)
     beta: float = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: int = 256  # tokens of a completion, L
@@ -149,10 +156,11 @@ class Config:
     program = "python wd1.py"  # whose settings these are
 
     def __init__(self, **given):
-        given = parse(as_words(given, type(self)), type(self))
+        given = parse(as_words(given, type(self)), type(self))  # checked as a command line is
         vars(self).update(given)
         preset = PRESETS.get(self.task, {})
         preset = preset | PRESETS["tiny"] if is_tiny(self.model) else preset
+        # Given settings go before those of the run to resume, and these before presets.
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         vars(self).update({"output_dir": f"runs/{name}"} | preset | given)
         if self.resume:
@@ -198,28 +206,27 @@ def saved_settings(config, given):
     return saved
 
 
-# ==================================================================================== 2. The model
+# =================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask. It was trained to
-# restore text of which a random part was masked, so every position sees every other, and the
-# output at a masked position i is a distribution over the token that belongs there, given all
-# tokens x that are shown:
+# restore text of which a random part was masked, so every position sees every other. It reads a
+# canvas x, a prompt and a completion o of which some tokens are masks, and its output at a masked
+# position k is a distribution over the token that belongs there:
 #
-#     p(o_i | q, x) = softmax(logits_i)
+#     p(o[k] | x) = softmax(logits[k])
 #
-# (o_i is a token of one completion from here to section 4, a completion of a group elsewhere.)
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
-# heeds. Only the names of weights differ; Dream, besides, reads its prediction for position i at
-# i - 1. With the causal mask left on nothing would fail, and nothing be learned: `check_model`
+# heeds. Only the names of weights differ; Dream, besides, reads its prediction for position k at
+# k - 1. With the causal mask left on nothing would fail, and nothing be learned: `check_model`
 # tries each model before its first step.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
     """One forward pass: logits of the token at each position, given all unmasked ones around it.
 
-    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond it,
-    and all if None, are real. positions: long [n], the columns to predict, the only ones that the
-    output head runs on; None for all. Returns float32 [B, n, V]. Rows do not depend on their
-    padding: positions are counted from the first real token."""
+    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns that it does
+    not reach are real, and without it all are. positions: long [n], the columns to predict, the
+    only ones that the output head runs on; None for all. Returns float32 [B, n, V]. Rows do not
+    depend on their padding: position ids count from the first real token."""
     head = model.get_output_embeddings()
     return head(hidden_states(model, canvas, attention_mask, positions)).float()
 
@@ -227,12 +234,12 @@ def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor
 def hidden_states(model, canvas, attention_mask=None, positions=None):
     """The last hidden states from which `predict_logits` predicts `positions`: [B, n, H]."""
     columns = torch.arange(canvas.shape[1], device=canvas.device)
-    place, visible = columns[None], None
+    position_ids, visible = columns[None], None
     if attention_mask is not None and not attention_mask.all():
         beyond = canvas.shape[1] - attention_mask.shape[1]
         real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
-        place, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
-    states = model.get_decoder()(canvas, visible, place, use_cache=False).last_hidden_state
+        position_ids, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
+    states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     read_at = columns if positions is None else positions
     return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
@@ -240,6 +247,22 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
 def as_reference(model):
     """A context in which a LoRA model is the model it adapts; any other is its own reference."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
+
+
+def add_adapters(model, rank):
+    """A PeftModel with new adapters on what the published runs name and LLaDA has."""
+    targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
+    options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
+    return adapted(model, peft.LoraConfig(**options))
+
+
+def adapted(model, config):
+    """A PeftModel whose adapters say what they are for."""
+    name, _, revision = model.source.partition("@")
+    local, model = Path(model.source), peft.get_peft_model(model, config)
+    config.base_model_name_or_path = str(local.resolve()) if local.exists() else name
+    config.revision = revision or None
+    return model
 
 
 def encode(tokenizer, prompts):
@@ -258,7 +281,7 @@ def decode(model, tokenizer, tokens):
     return [tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in rows]
 
 
-# ------------------------------------------------ reading checkpoints: skip this on a first reading
+# ------------------------- reading checkpoints: skip this on a first reading, and go to section 3
 # They come from strangers: JSON, safetensors and tokenizers' tables are read, never code or
 # pickles, and of their settings only those that are listed here.
 
@@ -317,9 +340,9 @@ LORA = "r lora_alpha lora_dropout target_modules use_rslora".split()  # what ada
 NOTES = """target_modules base_model_name_or_path task_type inference_mode revision auto_mapping
 peft_version""".split()  # what else adapter_config.json may say
 TABLES = """tokenizer.json vocab.json merges.txt added_tokens.json special_tokens_map.json
-chat_template.jinja""".split()  # a tokenizer's files, and of its tokenizer_config.json:
+chat_template.jinja""".split()  # a tokenizer's files
 TOKENS = """bos_token eos_token pad_token unk_token mask_token added_tokens_decoder
-chat_template""".split()
+chat_template""".split()  # what of its tokenizer_config.json is read
 
 
 def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bit=False) -> tuple:
@@ -327,20 +350,25 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
 
     source: a LLaDA-style config.json (random weights from `seed`, a character tokenizer), "tiny"
     (tiny_config.json), a directory in LLaDA's, Dream's, a2d's or this project's format (full or
-    LoRA), or a hub id. On device "meta" the model has shapes and no weights. load_in_4bit: linear
-    layers in NF4 (QLoRA, arXiv 2305.14314; needs bitsandbytes), dtype for the rest.
+    LoRA), or a hub id, or id@revision. On device "meta" the model has shapes and no weights.
+    load_in_4bit: linear layers in NF4 (QLoRA, arXiv 2305.14314; needs bitsandbytes), dtype for the
+    rest.
 
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the
-    prediction for position i is read at i - 1, as in Dream) set. Raises InputError, in one
+    prediction for position k is read at k - 1, as in Dream) set, and `model.source`, which for a
+    hub id has the revision that was loaded. Raises InputError, in one
     sentence, for anything that cannot be loaded faithfully."""
     path = TINY if source == "tiny" else Path(source)
     with refusing(f"--model {source}: cannot be loaded"):
         if not path.exists():
             files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * (device != "meta")
-            path = Path(snapshot_download(str(source), allow_patterns=files))
+            path, source = download(str(source), files)
         if (path / "adapter_config.json").exists():
-            return load_adapters(path, device=device, dtype=dtype, load_in_4bit=load_in_4bit)
+            options = dict(device=device, dtype=dtype, load_in_4bit=load_in_4bit)
+            model, tokenizer = load_adapters(path, **options)
+            model.source = str(source)
+            return model, tokenizer
         stock, config = read_config(path if path.is_file() else path / "config.json")
         tokenizer = read_tokenizer(path) if path.is_dir() else character_tokenizer(config)
         check_tokens(config, tokenizer)
@@ -362,13 +390,21 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
         hashes = [torch.hash_tensor(weight).item() for weight in model.parameters()]
         tables = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
         model.fingerprint = zlib.crc32(repr([hashes, tables]).encode())
+    model.source = str(source)
     if model.num_parameters() < 10**7 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more would mostly wait for each other
     return model.eval(), tokenizer
 
 
+def download(source, patterns):
+    """The directory of a hub id, or id@revision, and its id@commit."""
+    name, _, revision = source.partition("@")
+    path = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    return path, f"{name}@{path.name}"
+
+
 def own(file):
-    """Whether a checkpoint has this file. A link may lead into a hub's cache, nowhere else."""
+    """Whether a checkpoint has this file. A link may lead to a hub's blobs, nowhere else."""
     real = file.resolve()
     return real.is_file() and (real.parent.name == "blobs" or real.parent == file.parent.resolve())
 
@@ -419,7 +455,8 @@ def read_weights(directory):
     weights = {}
     for file in filter(own, sorted(directory.glob("model*.safetensors"))):
         for name, tensor in load_file(file).items():
-            for theirs, ours in LLADA_WEIGHTS.items() if name.startswith("model.tr") else ():
+            llada = name.startswith("model.transformer.")
+            for theirs, ours in LLADA_WEIGHTS.items() if llada else ():
                 name = name.replace(theirs, ours)
             if name in weights:
                 raise ValueError(f"{name!r:.100} is there twice")
@@ -462,21 +499,12 @@ def load_adapters(path, **options):
     ranks = all(config.r in tensor.shape for tensor in saved.values())
     if not ranks or not math.isfinite(config.lora_alpha):
         raise ValueError(f"r = {config.r!r:.60} is not their rank, or lora_alpha is not finite")
-    model, tokenizer = load_model(settings["base_model_name_or_path"], **options)
-    model = peft.get_peft_model(model, config).eval()
+    base = [settings["base_model_name_or_path"], settings.get("revision")]
+    model, tokenizer = load_model("@".join(filter(None, base)), **options)
+    model = adapted(model, config).eval()
     report = peft.set_peft_model_state_dict(model, saved)
     refuse_keys((name for name in report.missing_keys if "lora_" in name), report.unexpected_keys)
     return model, tokenizer
-
-
-def add_adapters(model, rank, source):
-    """A PeftModel with new adapters on what the published runs name and LLaDA has."""
-    targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
-    options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
-    model = peft.get_peft_model(model, peft.LoraConfig(**options))
-    base = Path(source).resolve() if Path(source).exists() else source
-    model.peft_config["default"].base_model_name_or_path = str(base)
-    return model
 
 
 def read_tokenizer(directory):
@@ -493,6 +521,11 @@ def read_tokenizer(directory):
         for table in tables:
             shutil.copy(table, clean)
         Path(clean, "tokenizer_config.json").write_text(json.dumps(settings))
+        process = multiprocessing.get_context("fork").Process(target=try_out, args=[stock, clean])
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise ValueError("its tokenizer or chat template takes too much time or memory")
         tokenizer = stock.from_pretrained(clean)
     if not isinstance(tokenizer.chat_template, str | None):
         raise ValueError("the chat template is not one text")
@@ -500,13 +533,32 @@ def read_tokenizer(directory):
     return tokenizer
 
 
-# =========================================================== 3. Sampling: the reverse process
-# Start from the prompt and a canvas of L masks. At each step t, seeing the whole canvas x_t, guess
-# every masked token of the current block, write those few that the model is surest of, and leave
-# the rest masked. What is written stays. Blocks go left to right (LLaDA, arXiv 2502.09992).
+def try_out(stock, directory, seconds=20, size=2**32):
+    """Uses a tokenizer for the first time, in a process that ends where it takes too much: a
+    template may loop for ever, and eight replacements may make 10 GB of a letter."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    memory = psutil.Process().memory_info().vms + size
+    with contextlib.suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        tokenizer = stock.from_pretrained(directory)
+        encode(tokenizer, [string.printable])
+        tokenizer.decode(range(len(tokenizer)))
+    except MemoryError:
+        os._exit(1)
+    except BaseException:  # which will be said when it happens again
+        os._exit(0)
+
+
+# ==================================================================================== 3. Sampling
+# Start from a canvas x of the prompt and L masks. At each of T steps, guess every masked token of
+# the current block, write the few guesses that the model is surest of, and leave the rest masked.
+# What is written stays. Blocks go left to right, each with its share of the steps, and each step
+# writes its share of the block (LLaDA, arXiv 2502.09992).
 #
-#     x0_t[i] ~ p(o_i | q, x_t)     a guess at each masked token, on its own
-#     c_i = p(x0_t[i] | q, x_t)     how sure the model is of it
+#     guess[k] ~ p(o[k] | x)                 at each masked token, on its own
+#     confidence[k] = p(guess[k] | x)        how sure the model is of it
 #
 # Why the surest first? The guesses of one step do not know of each other: asked for a city, two
 # masks may be filled with "New" and "Angeles". Where the model is sure there is little left to
@@ -519,7 +571,7 @@ class Rollout(NamedTuple):
     prompt: Tensor  # long [B, P], as given
     attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
-    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: EOS filled in
+    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: none, an EOS
     probability: Tensor  # float [B, L]: of each token when it was written, at temperature 1; else 1
 
 
@@ -535,16 +587,16 @@ def unmasking_schedule(gen_length, steps, block_length):
         sentence = f"take {blocks} to {gen_length} denoising steps, not {steps}"
         raise InputError(f"{gen_length} tokens in {blocks} blocks {sentence}")
     evenly = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
-    shares = enumerate(evenly(steps, blocks))
-    return [(block * block_length, evenly(block_length, own)) for block, own in shares]
+    each = enumerate(evenly(steps, blocks))
+    return [(block * block_length, evenly(block_length, steps)) for block, steps in each]
 
 
 def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
-    argmax(logits / temperature + Gumbel noise) is an exact draw from the softmax. The largest noise
-    that float32 can make is 16.6, and unlikely tokens would never win (arXiv 2409.02908): hence
-    float64."""
+    argmax(logits / temperature + Gumbel noise) is an exact draw from softmax(logits / temperature).
+    The largest noise that float32 can make is 16.6, so that unlikely tokens would never win (arXiv
+    2409.02908): hence float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
@@ -558,8 +610,8 @@ def propose(logits, temperature, generator):
 def most_certain(confidence, masked, count):
     """The `count` surest places of each row, of those masked: float, bool [b, n] -> bool [b, n]."""
     score = confidence.masked_fill(~masked, -torch.inf)
-    rank = score.argsort(stable=True, descending=True).argsort()
-    return masked & (rank < count)
+    order = score.argsort(stable=True, descending=True).argsort()  # 0 for the surest, 1, ...
+    return masked & (order < count)
 
 
 @torch.no_grad()
@@ -598,8 +650,8 @@ def generate(
             if watch:
                 watch(step, rows, canvas[rows], proposal, confidence)
             write = masked & choose(confidence, masked, count)
-            row, column = write.nonzero(as_tuple=True)
-            cells = rows[row], columns[column]
+            which_rows, which_columns = write.nonzero(as_tuple=True)
+            cells = rows[which_rows], columns[which_columns]
             canvas[cells] = proposal[write]
             written_at[cells] = step
             probability[cells] = confidence[write]
@@ -608,31 +660,32 @@ def generate(
     return Rollout(prompt, attention_mask, completion, written_at[:, P:], probability[:, P:])
 
 
-# ================================================================ 4. The likelihood log p(o|q)
-# Every estimate hides some of the completion or all of it, asks the model for that in one forward
-# pass, and weighs the answers:
+# =================================================================== 4. The likelihood log p(o|q)
+# Every estimate takes one or more views of prompt and completion. A view hides some of the
+# completion or all of it, and perhaps some of the prompt: the canvas x of one forward pass, which
+# asks the model for what is hidden of o. The answers are weighed:
 #
-#     log p(o | q) ≈ sum_v sum_i weight_{v,i} log p(o_i | q, x_v)
+#     log p(o | q) ≈ sum over views of sum_k weight[k] log p(o[k] | x)
 #
-# They differ only in what each canvas x_v hides and how answers are weighed; a View says just that.
-# The ELBO is a lower bound (for a model that writes in random order), noisy by its masks; the
-# one-step estimate is biased, and noisy by the masks that it puts on the prompt. `elbo` and
-# `one_step_log_likelihood` are for programs; training takes their Views one at a time, so that one
-# graph is alive. A completion ends with its first EOS: what the sampler wrote after it is no part
-# of o and never scored, or a model would be paid for its padding; and it is hidden, so that the
-# model cannot peek.
+# Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
+# bound (for a model that writes in random order), noisy by its masks; the one-step estimate is
+# biased, and noisy by the masks that it puts on the prompt. Nothing is divided by the length.
+# `elbo` and `one_step_log_likelihood` are for programs; training takes their Views one at a time,
+# so that one graph is alive. A completion ends with its first EOS. What the sampler wrote after it
+# is no part of o: its weight is 0, or a model would be paid for its padding, and it is hidden, so
+# that the model cannot peek.
 
 
 class View(NamedTuple):
     """One forward pass of an estimate of log p(o|q)."""
 
     hidden: Tensor  # bool [B, P+L]: what the model sees as masks
-    target: Tensor  # long [B, L]: what is scored, the completion; shown where it is not hidden
-    weight: Tensor  # float [B, L]: how much the log-probability of each token counts
+    target: Tensor  # long [B, L]: the completion, which is asked for; shown where it is not hidden
+    weight: Tensor  # float [B, L]: how much the log-probability of each of its tokens counts
 
 
 def token_log_probs(model, prompt, view, attention_mask=None):
-    """log p(target_i | q, x), but 0 where the view's weight is 0: float [B, L], with gradient."""
+    """log p(target[k] | x), but 0 where the view's weight is 0: float [B, L], with gradient."""
     canvas = torch.cat([prompt, view.target], dim=1)
     canvas = canvas.masked_fill(view.hidden, model.config.mask_token_id)
     positions = torch.arange(prompt.shape[1], canvas.shape[1], device=canvas.device)
@@ -655,8 +708,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
     size = max(max_logits // head.out_features, 1)
     *chunks, last = zip(states.split(size), target.split(size))
-    options = dict(use_reentrant=False, preserve_rng_state=False)
-    return torch.cat([*(checkpoint(score, *chunk, **options) for chunk in chunks), score(*last)])
+    again = functools.partial(checkpoint, score, use_reentrant=False)
+    return torch.cat([*(again(*chunk) for chunk in chunks), score(*last)])
 
 
 def log_likelihood(model, prompt, views, attention_mask=None):
@@ -675,13 +728,14 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
     """Monte Carlo estimate of the evidence lower bound on log p(o|q): float [B], with gradient.
 
         ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
-        log p(S) = sum_{i in S} log p(o_i | q, o without S)
+        log p(S) = sum_{k in S} log p(o[k] | q, o without S)
 
     S is a random subset of size l of the completion's tokens; L counts them up to and with the
     first EOS, row by row (LLaDA, arXiv 2502.09992). It is also the mean, over all L! orders, of the
     chain-rule log-likelihood in that order. prompt [B, P], completion [B, L].
     Options: mc_samples (default 1; their levels l are spread evenly, which lowers the variance),
-    generator, uniform (a function from a number of columns to the noise float [B, columns])."""
+    generator, uniform (a function from a number of columns to random numbers in 0..1, float
+    [B, columns], for rows that share their draws)."""
     views = elbo_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
 
@@ -695,15 +749,16 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
     for k in range(mc_samples):
         level = (k + uniform(1)) / mc_samples  # [B, 1], between 0 and 1
         size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}
-        # The first l tokens in a random order are a uniform subset of size l.
-        rank = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
-        hidden = F.pad((rank < size) | ~counted, (prompt.shape[1], 0))
-        views.append(View(hidden, completion, (rank < size) * length / (size * mc_samples)))
+        # The first l tokens in a random order are a uniform subset S. 2 is beyond any draw.
+        order = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
+        subset = order < size  # [B, L]
+        hidden = F.pad(subset | ~counted, (prompt.shape[1], 0))
+        views.append(View(hidden, completion, subset * length / (size * mc_samples)))
     return views
 
 
 def independent_noise(prompt, generator):
-    """A `uniform` for the Views: from a number of columns to noise, float [B, columns]."""
+    """A `uniform` for the Views: each row's draws are its own."""
     options = dict(generator=generator, device=prompt.device)
     return lambda columns: torch.rand(len(prompt), columns, **options)
 
@@ -713,7 +768,7 @@ def one_step_log_likelihood(
 ) -> Tensor:
     """The mean-field estimate of d1 (arXiv 2504.12216), which wd1's experiments use: float [B].
 
-        log p(o | q) ≈ sum_i log p(o_i | q')
+        log p(o | q) ≈ sum_k log p(o[k] | q')
 
     where q' is q with each token masked with probability prompt_mask_prob (default 0.15), and
     nothing of o is shown. One forward pass, no noise from a completion mask, but biased: tokens are
@@ -728,29 +783,34 @@ def one_step_views(
 ):
     """The `mc_samples` Views whose estimate is `one_step_log_likelihood`."""
     uniform = uniform or independent_noise(prompt, generator)
-    weight, length = until_eos(completion, config.eos_token_id) / mc_samples, completion.shape[1]
-    masks = [uniform(prompt.shape[1]) < prompt_mask_prob for _ in range(mc_samples)]
-    return [View(F.pad(mask, (0, length), value=True), completion, weight) for mask in masks]
+    weight = until_eos(completion, config.eos_token_id) / mc_samples  # [B, L]
+    views = []
+    for _ in range(mc_samples):
+        hidden = uniform(prompt.shape[1]) < prompt_mask_prob  # [B, P]
+        hidden = F.pad(hidden, (0, completion.shape[1]), value=True)
+        views.append(View(hidden, completion, weight))
+    return views
 
 
-# ===================================================== 5. Advantages, group weights and loss
+# ========================================================== 5. Advantages, group weights and loss
 # The policy that maximises E[A] - lambda KL(pi || pi_old) is pi_old, tilted towards what is better
 # (Z makes it sum to 1):
 #
 #     pi(o | q) = pi_old(o | q) exp(psi A(o)) / Z
 #
 # Samples of pi_old stand for pi_old already, so each counts as much as its tilt, and that, made to
-# sum to 1, is the softmax of psi A. Fitting the model to pi then means maximising
-# sum_i w+_i log p(o_i | q): no ratio, and no second model. The same argument with -A gives the
-# policy to stay away from, and w-. Without w- a group of equally bad completions would be imitated.
-# (The sampler, with its temperature and its choice of the surest, is not exactly the pi whose
-# likelihood is estimated. wd1 accepts that; a ratio would have to correct for it.)
-# With beta KL(pi || ref) besides, pi_old becomes the mixture pi_old^(1-b) ref^b with
-# b = beta / (lambda + beta): sample from that, and weigh as before.
+# sum to 1, is the softmax of psi A (self-normalised importance sampling). Fitting the model to pi
+# then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model in the update. The
+# same argument with -A gives the policy to stay away from, and w-. Without w- a group of equally
+# bad completions would be imitated. (The sampler, with its temperature, its choice of the surest
+# and no mask among its tokens, is not exactly the pi whose likelihood is estimated. wd1 accepts
+# that; a ratio would have to correct for it.) With beta KL(pi || ref) besides, pi_old becomes the
+# geometric mixture pi_old^(1-share) ref^share, where share = beta / (lambda + beta): sample from
+# that, token by token, and weigh as before.
 
 
 def mixture(reference, share):
-    """A policy for `generate`: pi^(1-b) ref^b, normalised token by token. share: b."""
+    """A policy for `generate`: pi^(1-share) ref^share, which an average of logits is."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -762,7 +822,7 @@ def mixture(reference, share):
 
 def advantages(rewards):
     """A_i = r_i - mean_j r_j: [N, G] -> [N, G]. (A softmax does not notice the mean. What matters
-    is that, other than in GRPO, nothing is divided by the group's standard deviation.)"""
+    is that, unlike in GRPO, nothing is divided by the group's standard deviation.)"""
     return rewards - rewards.mean(-1, keepdim=True)
 
 
@@ -788,21 +848,22 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 
 
 # =========================================================================== 6. The training loop
-# The rest is plumbing around four lines; read `collect`, `learn` and `train`. For each step:
+# Four lines, for each step:
 #
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
 #     theta = theta - eta grad loss      mu times, by AdamW, each with fresh masks
 #     pi_old = pi                        and start again, with new samples
 #
-# mu > 1 makes more of each expensive sample, but drifts from the policy that wrote it. What keeps a
-# run from leaving what it knows is a small learning rate eta. (Rewards are of the order of 1, and
-# psi with them: see rewards.py.)
+# `collect` is the first two, `learn` the third, and `train`, at the end, the loop. mu > 1 makes
+# more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from
+# leaving what it knows is a small learning rate eta. (Where rewards lie between 0 and 1, as
+# sudoku's do, psi = 1 pulls the best at most e times as hard as the worst.)
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
 # kilobytes, compute the same weights and draw the same masks; each learns from its share of the
-# rows, and gradients are summed once an update. Another number of ranks is another draw (of
-# samples, where they are made in smaller batches, and of dropout), but the same method.
+# rows, and gradients are summed once an update. Another number of ranks changes the random draws,
+# not the method.
 
 
 @dataclass
@@ -817,6 +878,89 @@ class Batch:
     w_minus: Tensor  # float [B]
 
 
+def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
+    """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
+    share = config.beta / (config.lam + config.beta)  # the reference's, b in section 5
+    options = dict(policy=mixture(reference, share)) if share else {}
+    options |= dict(temperature=config.temperature, generate=generate)
+    lengths = config.gen_length, config.diffusion_steps
+    prompts = [problem["prompt"] for problem in problems]
+    rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
+    texts = decode(model, tokenizer, rollout.completion)
+    rewards = [judge(get_task(config.task).reward, *each) for each in zip(texts, problems)]
+    rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
+    w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
+    return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
+
+
+def draw_views(config, model_config, batch):
+    """The forward passes of one gradient step, with fresh masks (by torch's global generator). A
+    group of equal rewards pulls nowhere: its w+ and w- are equal to the bit, and `learn` leaves out
+    rows of weight 0."""
+    prompt, completion = batch.rollout.prompt, batch.rollout.completion
+    if config.likelihood == "elbo":
+        views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
+    else:
+        options = dict(mc_samples=config.mc_samples, prompt_mask_prob=config.prompt_mask_prob)
+        views = one_step_views(model_config, prompt, completion, **options)
+    matters = (batch.w_plus != batch.w_minus)[:, None]
+    return [view._replace(weight=view.weight * matters) for view in views]
+
+
+def weighted_loss(batch, rows, view, log_probs):
+    """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
+    log_p = (view.weight * log_probs).sum(-1)  # [b]
+    w_plus, w_minus = batch.w_plus[rows], batch.w_minus[rows]
+    # [None]: the rows as one group. wd1_loss takes the mean over groups, of which there are N.
+    return wd1_loss(log_p[None], w_plus[None], w_minus[None]) / len(batch.rewards)
+
+
+def clip_gradients(model, trained, max_norm):
+    """Sums the gradients over all ranks and clips them; returns their norm."""
+    if WORLD > 1:
+        for weight in trained:
+            dist.all_reduce(weight.grad)
+    return torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
+
+
+def learn(
+    model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
+):
+    """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
+    "grad_norm" (None without a step), and how many were "skipped", not being finite."""
+    trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
+    model.train()
+    for _ in range(config.num_iterations):
+        total = 0.0
+        optimizer.zero_grad()
+        for view in draw(config, model.config, batch):
+            for rows in rows_to_learn(view).split(config.micro_batch_size):
+                part = view._make(each[rows] for each in view)
+                inputs = rollout.prompt[rows], part, rollout.attention_mask[rows]
+                value = loss(batch, rows, part, token_log_probs(model, *inputs))
+                value.backward()
+                total += value.item()
+        norm = clip(model, trained, config.max_grad_norm)
+        total = sum(gather(lambda _: total, range(WORLD)))
+        if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
+            optimizer.step()
+            taken.append((total, norm))
+    mean, norm = map(fmean, zip(*taken)) if taken else (None, None)
+    return {"loss": mean, "grad_norm": norm, "skipped": config.num_iterations - len(taken)}
+
+
+def rows_to_learn(view):
+    """The rows, of those that count, that this rank takes: long [b]. Every rank takes equally many,
+    and one at least, so that all have gradients to sum and draw equally often."""
+    counts = (view.weight != 0).any(1)  # [B]
+    first = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
+    share = math.ceil(max(int(counts.sum()), 1) / WORLD)
+    return first[RANK::WORLD][:share]
+
+
+# ---------------------------------------------- what surrounds them: skip this on a first reading
+
+
 def gather(function, items):
     """[function(item) for item in items], each rank computing an equal share and getting all."""
     if WORLD == 1:
@@ -828,70 +972,8 @@ def gather(function, items):
 
 
 def everywhere(flag=True):
-    """Waits for all ranks; whether `flag` is true on each."""
+    """Waits for all ranks, and tells whether `flag` is true on each."""
     return all(gather(lambda _: bool(flag), range(WORLD)))
-
-
-def clip_gradients(model, trained, max_norm):
-    """Sums the gradients over all ranks and clips them; returns their norm."""
-    if WORLD > 1:
-        for weight in trained:
-            dist.all_reduce(weight.grad)
-    return torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
-
-
-def set_up(config, load=load_model):
-    """What a run needs, checked: model, reference or None, tokenizer, training and held-out set."""
-    if WORLD > 1 and not dist.is_initialized():
-        if config.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group()  # gloo on CPUs, and NCCL on GPUs
-        atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
-    task, adapt = get_task(config.task), config.lora_rank and not config.eval_only
-    files = config.data, config.test_data, config.seed, config.blanks
-    test_set = task.test(*files)
-    test_set = test_set.select(range(min(config.eval_size, len(test_set))))
-    train_set = test_set if config.eval_only else task.train(*files)
-    if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
-        raise InputError(f"--task {config.task}: its test problems are all training problems")
-    dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
-    options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
-    model, tokenizer = load(config.model, seed=config.seed, **options)
-    check_model(model, tokenizer, train_set["prompt"][:] + test_set["prompt"][:], config)
-    torch.manual_seed(config.seed)
-    if adapt and not hasattr(model, "peft_config"):
-        model = add_adapters(model, config.lora_rank, config.model)
-    if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    reference = None
-    if config.beta and not config.eval_only:  # LoRA's is the model itself, its adapters off
-        reference = model if adapt else load(config.model, seed=config.seed, **options)[0]
-    return model, reference, tokenizer, train_set, test_set
-
-
-@torch.no_grad()
-def check_model(model, tokenizer, prompts, config):
-    """Refuses a model that could not read the prompts, or would train without error for nothing."""
-    with refusing(f"--model {config.model}: cannot be used"):
-        encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
-        distinct = len(encoded.input_ids.unique(dim=0))
-        ids = encoded.input_ids[encoded.attention_mask.bool()]  # without padding
-        length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
-        two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
-        two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
-        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
-        for wrong, sentence in (
-            (length > model.config.max_position_embeddings, f"{length} tokens are too many for it"),
-            (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
-            ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
-            (2 * distinct < len(set(prompts)), "its tokenizer makes the same of many prompts"),
-            (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
-            (not noticed.isfinite().all(), "its logits are not finite numbers"),
-            (not noticed.any(), "it predicts the same whatever it reads"),
-            (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
-        ):
-            if wrong:
-                raise ValueError(sentence)
 
 
 def seed_of(*numbers):
@@ -928,74 +1010,6 @@ def sample(
     return parts[0]._make(torch.cat(tensors).to(config.device) for tensors in zip(*parts))
 
 
-def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
-    """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
-    share = config.beta / (config.lam + config.beta)  # the reference's, b in section 5
-    options = dict(policy=mixture(reference, share)) if share else {}
-    options |= dict(temperature=config.temperature, generate=generate)
-    lengths = config.gen_length, config.diffusion_steps
-    prompts = [problem["prompt"] for problem in problems]
-    rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
-    texts = decode(model, tokenizer, rollout.completion)
-    rewards = [judge(get_task(config.task).reward, *each) for each in zip(texts, problems)]
-    rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
-    w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
-    return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
-
-
-def draw_views(config, model_config, batch):
-    """The forward passes of one gradient step, with fresh masks (by torch's global generator). A
-    group of equal rewards teaches nothing: its w+ and w- are equal to the bit, and `learn` leaves
-    out rows of weight 0."""
-    prompt, completion = batch.rollout.prompt, batch.rollout.completion
-    if config.likelihood == "elbo":
-        views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
-    else:
-        options = dict(mc_samples=config.mc_samples, prompt_mask_prob=config.prompt_mask_prob)
-        views = one_step_views(model_config, prompt, completion, **options)
-    matters = (batch.w_plus != batch.w_minus)[:, None]
-    return [view._replace(weight=view.weight * matters) for view in views]
-
-
-def weighted_loss(batch, rows, view, log_probs):
-    """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
-    log_p = (view.weight * log_probs).sum(-1)  # [b]
-    w_plus, w_minus = batch.w_plus[rows], batch.w_minus[rows]
-    # [None]: the rows as one group. wd1_loss takes the mean over groups, of which there are N.
-    return wd1_loss(log_p[None], w_plus[None], w_minus[None]) / len(batch.rewards)
-
-
-def learn(
-    model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
-):
-    """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None without a step), and how many were "skipped", not being finite."""
-    trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
-    model.train()
-    for _ in range(config.num_iterations):
-        total = 0.0
-        optimizer.zero_grad()
-        for view in draw(config, model.config, batch):
-            # The rows that count come first. Every rank takes equally many, and one at least, so
-            # that all have gradients to sum and draw equally often.
-            needed = (view.weight != 0).any(1)  # [B]
-            count = math.ceil(max(int(needed.sum()), 1) / WORLD)
-            mine = (~needed).byte().argsort(stable=True)[RANK::WORLD][:count]
-            for rows in mine.split(config.micro_batch_size):
-                part, real = view._make(each[rows] for each in view), rollout.attention_mask[rows]
-                log_probs = token_log_probs(model, rollout.prompt[rows], part, real)  # [b, L]
-                value = loss(batch, rows, part, log_probs)
-                value.backward()
-                total += value.item()
-        norm = clip(model, trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))
-        if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
-            optimizer.step()
-            taken.append((total, norm))
-    loss, norm = map(fmean, zip(*taken)) if taken else (None, None)
-    return {"loss": loss, "grad_norm": norm, "skipped": config.num_iterations - len(taken)}
-
-
 def describe(batch, config, eos_token_id):
     """What the completions are like: metrics. "entropy" is the mean -log p of what was written."""
     task, counted = get_task(config.task), until_eos(batch.rollout.completion, eos_token_id)
@@ -1011,6 +1025,64 @@ def describe(batch, config, eos_token_id):
     }
 
 
+def set_up(config, load=load_model):
+    """What a run needs, checked: model, reference or None, tokenizer, training and held-out set."""
+    if WORLD > 1 and not dist.is_initialized():
+        if config.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group()  # gloo on CPUs, and NCCL on GPUs
+        atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
+    task, adapt = get_task(config.task), config.lora_rank and not config.eval_only
+    files = config.data, config.test_data, config.seed, config.blanks
+    test_set = task.test(*files)
+    test_set = test_set.select(range(min(config.eval_size, len(test_set))))
+    train_set = test_set if config.eval_only else task.train(*files)
+    if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
+        raise InputError(f"--task {config.task}: its test problems are all training problems")
+    dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
+    options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
+    model, tokenizer = load(config.model, **options)
+    config.model = model.source
+    check_model(model, tokenizer, train_set["prompt"][:] + test_set["prompt"][:], config)
+    torch.manual_seed(config.seed)
+    if adapt and not hasattr(model, "peft_config"):
+        model = add_adapters(model, config.lora_rank)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    reference = None
+    if config.beta and not config.eval_only:  # LoRA's is the model itself, its adapters off
+        reference = model if adapt else load(config.model, **options)[0]
+    return model, reference, tokenizer, train_set, test_set
+
+
+@torch.no_grad()
+def check_model(model, tokenizer, prompts, config):
+    """Refuses a model that could not read the prompts, or would train without error for nothing."""
+    with refusing(f"--model {config.model}: cannot be used"):
+        encoded, vocabulary = encode(tokenizer, prompts), model.config.vocab_size
+        distinct = len(encoded.input_ids.unique(dim=0))
+        ids = encoded.input_ids[encoded.attention_mask.bool()]  # without padding
+        length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
+        two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
+        two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
+        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
+        for wrong, sentence in (
+            (length > model.config.max_position_embeddings, f"{length} tokens are too many for it"),
+            (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
+            ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
+            (2 * distinct < len(set(prompts)), "its tokenizer makes the same of many prompts"),
+            (model.config.mask_token_id in ids, "its mask token stands in the prompts"),
+            (not noticed.isfinite().all(), "its logits are not finite numbers"),
+            (not noticed.any(), "it predicts the same whatever it reads"),
+            (noticed[:8].mean() <= 0.01 * noticed[10:].mean(), "it reads left to right only"),
+        ):
+            if wrong:
+                raise ValueError(sentence)
+
+
+# ------------------------------------------------------------------- a run's files: skip them too
+
+
 class RunDirectory:
     """A run's files: claimed by one process at a time, whole at every moment, resumed bit for bit.
 
@@ -1020,11 +1092,12 @@ class RunDirectory:
     repeats what was lost; what the logs hold of that is cut off. Rank 0 writes."""
 
     def __init__(self, config):
-        self.config, self.path, self.asked = config, Path(config.output_dir), 0
+        self.config, self.path, self.asked = config, Path(config.output_dir), False
         self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # dropped by the system
         self.refuse_another()
 
     def refuse_another(self):
+        """Early, and again when the lock is had: another process may have begun since."""
         there = os.listdir(self.path) if self.path.is_dir() else []
         if not self.config.resume and set(there) - {".lock", "unfinished", "checkpoint"}:
             advice = "--resume goes on with it, or choose another directory"
@@ -1037,7 +1110,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if RANK == 0:
                 self.lock.acquire()
-        self.refuse_another()  # one may have begun since
+        self.refuse_another()
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
         self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0, failed=0)
@@ -1061,11 +1134,11 @@ class RunDirectory:
         whole = next((path for path in found if path.name.endswith(self.digest(path))), None)
         if whole is None:
             raise InputError(f"--resume: {self.path} has no whole checkpoint to go on from")
-        self.state, made_from = json.loads(self.read_header(whole))
+        self.state, made_from = json.loads(self.read_checkpoint(whole, {}))
         for name, mark in self.made_from.items():
             if made_from.get(name) != mark:
                 raise InputError(f"--resume: {name} has changed; start a new run to change it")
-        self.read_tensors(whole)
+        self.read_checkpoint(whole, self.tensors)
         everywhere()
         if RANK == 0:
             for path in found[: found.index(whole)]:
@@ -1073,7 +1146,7 @@ class RunDirectory:
                 remove(path)
 
     def save(self):
-        """Writes a checkpoint, drops all but the one before it, and sums up the run so far."""
+        """Writes a checkpoint, keeps one more, the last before it, and sums up the run so far."""
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         draft = folder / "unfinished"
@@ -1093,14 +1166,12 @@ class RunDirectory:
         if RANK == 0:
             save_file(self.tensors, path, {"run": header})
 
-    def read_header(self, path):
+    def read_checkpoint(self, path, tensors):
+        """Fills {name: tensor} and returns the header."""
         with safe_open(path, "pt") as saved:
-            return saved.metadata()["run"]
-
-    def read_tensors(self, path):
-        with safe_open(path, "pt") as saved:
-            for name, tensor in self.tensors.items():
+            for name, tensor in tensors.items():
                 tensor.copy_(saved.get_tensor(name))
+            return saved.metadata()["run"]
 
     def digest(self, path):
         with path.open("rb") as content:
@@ -1128,15 +1199,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def stoppable(self):
-        """A first Ctrl-C or SIGTERM asks the loop to stop; one more, a second later, ends all at
-        once: schedulers signal every process, and torchrun passes on what it gets."""
+        r"""Ctrl-C or SIGTERM asks the loop to stop. (Ctrl-\ is SIGQUIT, and ends all at once.)"""
 
-        def ask(number, _):
-            self.asked = self.asked or time.monotonic()
-            if time.monotonic() > self.asked + 1:
-                os._exit(128 + number)
+        def ask(*_):
+            self.asked = True
             with contextlib.suppress(OSError):  # its reader is gone, as `| tee` is after Ctrl-C
-                os.write(2, b"\nstopping where the run can go on from; once more stops at once\n")
+                os.write(2, b"\nstopping where the run can go on from; Ctrl-\\ stops at once\n")
 
         before = {}
         with contextlib.suppress(ValueError):  # not the main thread, which alone gets signals
@@ -1189,8 +1257,9 @@ def checkpoint_tensors(trained, optimizer):
     """All tensors of a checkpoint by name: the weights that are trained, and AdamW's state."""
     tensors = {}
     for name, weight in trained.items():
+        # AdamW would begin with these at its first step; they are there for `load` to fill.
         moments = {part: torch.zeros_like(weight.data) for part in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[weight] |= {"step": torch.zeros(()), **moments}  # as AdamW begins
+        optimizer.state[weight] |= {"step": torch.zeros(()), **moments}
         parts = {"weight": weight.data, **optimizer.state[weight]}
         tensors |= {f"{part}.{name}": tensor for part, tensor in parts.items()}
     return tensors
@@ -1217,6 +1286,16 @@ def made_from(config, model, train_set, test_set):
     return {name: zlib.crc32(json.dumps(part).encode()) for name, part in parts.items()}
 
 
+# --------------------------------------------------------------------------------------- the loop
+
+
+def problems_at(step, train_set, config):
+    """The problems of a step, each G times on end."""
+    count = config.batch_size // config.num_generations
+    chosen = problems_of(step - 1, count, len(train_set), config.seed)
+    return [train_set[i] for i in chosen for _ in range(config.num_generations)]
+
+
 def learning_rate_at(step, config):
     """AdamW's rate in a step, from 1: constant, or falling evenly."""
     return config.learning_rate * (1 - config.lr_decay * (step - 1) / config.max_steps)
@@ -1231,13 +1310,6 @@ def check_progress(state, metrics, trained, config):
     if state["failed"] >= patience or not everywhere(finite):
         advice = "start again with a lower --learning_rate"
         raise FloatingPointError(f"step {step}: no finite loss or weights: {advice}")
-
-
-def problems_at(step, train_set, config):
-    """The problems of a step, each G times on end."""
-    count = config.batch_size // config.num_generations
-    chosen = problems_of(step - 1, count, len(train_set), config.seed)
-    return [train_set[i] for i in chosen for _ in range(config.num_generations)]
 
 
 def train(
@@ -1303,7 +1375,7 @@ def train(
 
 # ================================================================================== 7. Evaluation
 # On problems kept from training, at temperature 0, as a user would ask. The reward of samples may
-# rise while this falls.
+# rise while held-out accuracy falls.
 
 
 def evaluate_model(model, tokenizer, test_set, config, generate=generate):

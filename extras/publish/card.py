@@ -84,7 +84,7 @@ def model_card(run, form):
     with refusing(f"{run}: its config.json and summary.json do not tell enough for a model card"):
         settings = json.loads((run / "config.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
-        base, after = settings["model"], summary["after"]
+        base, after = settings["model"].partition("@")[0], summary["after"]
         on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
         settings = {n: short(value) for n, value in settings.items() if n != "output_dir"}
         name, task = short(str(run.resolve())), settings["task"]

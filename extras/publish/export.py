@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import save_torch_state_dict
 
 import wd1
 from extras.publish.card import model_card
 from rewards import InputError, refusing
-from wd1 import LLADA_WEIGHTS, TABLES, own, read_json
+from wd1 import LLADA_WEIGHTS, TABLES, download, own, read_json
 
 AUTO_MAP = {  # LLaDA's own; a stranger's might fetch and run anybody's code
     "AutoConfig": "configuration_llada.LLaDAConfig",
@@ -38,7 +38,7 @@ def llada_base(source):
     perhaps through several of them."""
     path = Path(source)
     if not path.exists():
-        path = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja"]))
+        path, _ = download(source, ["*.json", "*.txt", "*.jinja"])
     config = read_json(path / "config.json")
     if config.get("model_type") == "llada":
         return path, config

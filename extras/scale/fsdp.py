@@ -94,11 +94,10 @@ class ShardedRun(wd1.RunDirectory):
         if wd1.RANK == 0:
             (path / "run.json").write_text(header)
 
-    def read_header(self, path):
+    def read_checkpoint(self, path, tensors):
+        if tensors:
+            transfer(dcp.load, tensors, storage_reader=HuggingFaceStorageReader(path))
         return (path / "run.json").read_text()
-
-    def read_tensors(self, path):
-        transfer(dcp.load, self.tensors, storage_reader=HuggingFaceStorageReader(path))
 
     def digest(self, path):
         digests = map(super().digest, sorted(path.iterdir()))

@@ -77,7 +77,7 @@ def without_data(config):
     dtype = getattr(torch, config.dtype) if config.lora_rank else torch.float32
     model, _ = wd1.load_model(config.model, device="meta", dtype=dtype)
     if config.lora_rank:
-        model = wd1.add_adapters(model, config.lora_rank, config.model)
+        model = wd1.add_adapters(model, config.lora_rank)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with WITHOUT_DATA:

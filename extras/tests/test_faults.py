@@ -131,17 +131,6 @@ def asked_to_stop(run, draw):
     assert contents(run.directory, "checkpoint/step-*")
 
 
-def asked_again(run, draw):
-    """Ctrl-C while it is in a step that lasts, and once more: it ends at once"""
-
-    def ask():
-        raise_signal(SIGINT)
-        time.sleep(1.5)
-        raise_signal(SIGINT)
-
-    assert run.start(at_some_reward, draw, ask).wait()[0] == 128 + SIGINT
-
-
 def reader_gone(run, draw):
     """whoever reads the output goes, as `head` does: it goes on; or, as `tee`, by Ctrl-C"""
     reading, writing = os.pipe()
@@ -184,7 +173,7 @@ def two_at_once(run, draw):
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize("fault", [
-    killed_at_random, killed_at_changes, asked_to_stop, asked_again, reader_gone, disk_full,
+    killed_at_random, killed_at_changes, asked_to_stop, reader_gone, disk_full,
     damaged, two_at_once,
 ])  # fmt: skip
 def test_a_run_survives(reference, tmp_path, fault, number):

@@ -1,5 +1,6 @@
 """Checkpoints from strangers: what is in them is never executed, and gets a sentence if refused."""
 
+import faulthandler
 import functools
 import json
 import os
@@ -233,7 +234,7 @@ def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, name, harm
         source = Path(shutil.copy(HERE / name, place))
     if name.startswith("adapter"):  # the checkpoint is then what they adapt
         base = place.rename(place.with_name("base"))
-        wd1.add_adapters(wd1.load_model(base)[0], 2, base).save_pretrained(place)
+        wd1.add_adapters(wd1.load_model(base)[0], 2).save_pretrained(place)
     for file in list(place.glob(name)) or [place / name]:
         harm(file)
     SEEN.clear()
@@ -244,6 +245,33 @@ def test_nothing_of_a_hostile_checkpoint_is_executed(place, pristine, name, harm
     else:
         assert torch.equal(logits(source), pristine[1])
     assert not list(trespasses(place)) and not list(place.parent.rglob("EXECUTED"))
+
+
+LOOP = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
+EXHAUSTING = {  # of time, then of memory: a file, and what a stranger writes into it
+    LOOP: "tokenizer_config.json",
+    "{{ 'x' * 10 ** 10 }}": "tokenizer_config.json",
+    "{{ 1 }}" * 10**6: "tokenizer_config.json",
+    "normalizer": "tokenizer.json",
+    "decoder": "tokenizer.json",
+}
+
+
+@pytest.mark.parametrize("what, name", EXHAUSTING.items(), ids=lambda what: what[:20])
+def test_a_template_or_a_table_that_exhausts_the_machine_is_refused(
+    place, monkeypatch, what, name
+):
+    """In two seconds and a gigabyte here. Each would take minutes, or ten gigabytes."""
+    monkeypatch.setattr(wd1.try_out, "__defaults__", (2, 2**30))
+    faulthandler.disable()  # pytest's would tell of the process that is ended
+    multiply = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    steps = {"decoders" if what == "decoder" else "normalizers": [multiply] * 4}
+    change = {what: {"type": "Sequence", **steps}}
+    change = {"chat_template": what} if name == "tokenizer_config.json" else change
+    (place / "chat_template.jinja").unlink(missing_ok=True)
+    write(json.dumps(change), place / name)
+    with pytest.raises(InputError, match="takes too much time or memory"):
+        wd1.load_model(place)
 
 
 def test_special_tokens_in_a_file_of_their_own_and_links_into_a_hubs_cache_load(place, pristine):

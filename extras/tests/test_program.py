@@ -28,6 +28,7 @@ from extras.tests.program import (
     metrics,
     run,
 )  # fmt: skip
+from rewards import InputError
 from test_wd1 import write_checkpoint
 
 PROBLEMS = {  # in the public formats: one to train on, one to test on
@@ -211,6 +212,33 @@ def test_a_run_goes_on_only_with_what_it_was_made_from(tmp_path, capsys):
     assert run(tmp_path, task, **options, eval_only=True)[0] == 0
     file.write_text("raise SystemExit('this was run')")
     refused(f"--task {file}:Echo")
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_run_keeps_to_the_revision_that_it_began_with(tmp_path, monkeypatch, lora_rank):
+    """Whatever becomes of the repository; so do the adapters that it leaves."""
+    for commit in "c0ffee", "newer":
+        write_checkpoint(tmp_path / commit, "llada")
+    asked = []
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        return str(tmp_path / (revision or ["newer", "c0ffee"][len(asked) == 1]))
+
+    monkeypatch.setattr(wd1, "snapshot_download", snapshot_download)
+    options = dict(model="some/model", task="countdown", max_steps=1, lora_rank=lora_rank)
+    options |= problem_files(tmp_path, "Countdown")
+    code, directory = run(tmp_path, **options)
+    words = arguments(output_dir=directory, max_steps=2, resume=True)
+    assert code == call(words) == 0
+    assert json.loads((directory / "config.json").read_text())["model"] == "some/model@c0ffee"
+    model, _ = wd1.load_model(directory / "model")
+    assert asked == [("some/model", None)] + [("some/model", "c0ffee")] * (1 + bool(lora_rank))
+    if lora_rank:
+        adapters = model.peft_config["default"]
+        assert (adapters.base_model_name_or_path, adapters.revision) == asked[1]
+    with pytest.raises(InputError, match="--model has changed"):
+        wd1.train(wd1.parse_arguments([*words, "--model=some/model"]))
 
 
 @pytest.mark.parametrize("old, new, sentence", [

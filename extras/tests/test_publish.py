@@ -29,7 +29,7 @@ THEIRS = {"AutoConfig": "stranger/repository--modeling.Config"}
 def trained(source, rank):
     """The model of a run that moved every weight of the one in `source`, or adapters on it."""
     model, tokenizer = wd1.load_model(source)
-    model = wd1.add_adapters(model, rank, source) if rank else model
+    model = wd1.add_adapters(model, rank) if rank else model
     torch.manual_seed(0)
     for weight in model.parameters():
         weight.data += weight.requires_grad * 0.1 * torch.randn(weight.shape)

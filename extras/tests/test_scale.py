@@ -128,7 +128,7 @@ def gigabytes(options):
     config, peaks = plan.PlanConfig(**options), []
     for source in "tiny", config.model:  # the first: what libraries load and set up once
         model, tokenizer = wd1.load_model(source)
-        model = wd1.add_adapters(model, config.lora_rank, source) if config.lora_rank else model
+        model = wd1.add_adapters(model, config.lora_rank) if config.lora_rank else model
         gpu.parts(model, tokenizer, config)["update"]()
         peaks.append(1024e-9 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     print(peaks[1] - peaks[0])
