@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 import zlib
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from fileinput import FileInput
@@ -80,6 +81,7 @@ def one_sentence():
     be used, 1 for what cannot go on. What should never happen is raised. Ctrl-C ends it at once:
     the error that Python makes of it is lost where a library is cleaning up."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other
     with redirect_stdout(Unheard(sys.stdout)), redirect_stderr(Unheard(sys.stderr)):
         try:
             yield

@@ -22,6 +22,8 @@ from rewards import InputError
 OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their own
     "wd1": {},
     "wd1-positive": {},
+    "wd1-uneven": {},
+    "wd1-centred": {},
     "wd1++": dict(  # as published; --lora_rank 128 is for a single GPU
         mc_samples=8, num_generations=4, gen_length=512, diffusion_steps=256, block_length=128,
         temperature=0.4, rollout_batch_size=8, num_iterations=1, max_steps=150, lora_rank=0,
@@ -62,7 +64,7 @@ class MoreConfig(wd1.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        is_wd1 = self.objective in ("wd1", "wd1-positive")
+        is_wd1 = self.objective not in ("wd1++", "diffu-grpo")
         along_path = self.likelihood == "trajectory"
         stepwise = along_path or self.objective == "wd1++"
         mixed = self.beta > 0 and self.objective != "diffu-grpo"
@@ -107,9 +109,12 @@ def sampler(config, generate=wd1.generate):
 
 def parts(config):
     """What wd1.train takes for a MoreConfig: a dict of keywords."""
+    learn = partial(wd1.learn, draw=draw_views)
     methods = {
-        "wd1": (wd1.collect, partial(wd1.learn, draw=draw_views)),
-        "wd1-positive": (objectives.collect_positive, partial(wd1.learn, draw=draw_views)),
+        "wd1": (wd1.collect, learn),
+        "wd1-positive": (objectives.collect_positive, learn),
+        "wd1-uneven": (objectives.collect_uneven, learn),
+        "wd1-centred": (objectives.collect_centred, learn),
         "wd1++": (objectives.collect_guesses, objectives.learn_guesses),
         "diffu-grpo": (objectives.collect_grpo, objectives.learn_grpo),
     }

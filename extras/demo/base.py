@@ -115,7 +115,7 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in optimizers + schedulers:
             part.step()
-        bar.set_postfix(nats_per_token=loss.item())
+        bar.set_postfix(nats_per_token=loss.item(), refresh=False)
     return model, tokenizer
 
 

@@ -30,6 +30,8 @@ METHODS = {  # the first four are one picture, the first and the others another
     "diffu-GRPO": f"{ONE_STEP} --objective diffu-grpo",
     "wd1-positive, one-step": f"{ONE_STEP} --objective wd1-positive",
     "wd1++": "--objective wd1++ --mc_samples 2",
+    "wd1-positive, uneven groups": f"{ONE_STEP} --objective wd1-uneven",
+    "wd1, centred": f"{ONE_STEP} --objective wd1-centred",
     "wd1, one-step, whole prompt": f"{ONE_STEP} --prompt_mask_prob 0",
     "wd1, one-step, shared": f"{ONE_STEP} --shared_masks",
     "wd1, ELBO 1": "--mc_samples 1",
@@ -39,6 +41,8 @@ METHODS = {  # the first four are one picture, the first and the others another
 CLAIMS = (
     "wd1, one-step > diffu-GRPO",  # wd1's paper
     "wd1, one-step > wd1-positive, one-step",  # wd1's paper: w- is needed
+    "wd1, one-step > wd1-positive, uneven groups",  # not just for groups of equal rewards
+    "wd1, one-step > wd1, centred",  # not just to sum up to 0
     "wd1++ > wd1, one-step",  # wd1's paper: it needs fewer samples
     "wd1, one-step > wd1, ELBO 1",  # wd1's paper, by its choice
     "wd1, one-step > wd1, one-step, whole prompt",  # masking the prompt is needed

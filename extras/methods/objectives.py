@@ -16,13 +16,27 @@ from rewards import get_task, judge
 
 # ============================================================================ wd1-positive
 # Imitates good completions and leaves the bad ones alone, the paper's ablation. It can only sharpen
-# its own samples, and a group of equally bad ones is imitated too.
+# its own samples, and a group of equally bad ones is imitated too. Whether it is that which matters
+# tell two variants: one leaves out such groups, the other pushes all of a group down alike.
 
 
 def collect_positive(*arguments):
     """wd1.collect, without w-."""
     batch = wd1.collect(*arguments)
     return replace(batch, w_minus=torch.zeros_like(batch.w_minus))
+
+
+def collect_uneven(*arguments):
+    """The same, without groups of equal rewards."""
+    batch = collect_positive(*arguments)
+    uneven = (batch.rewards != batch.rewards[:, :1]).any(1, keepdim=True)
+    return replace(batch, w_plus=batch.w_plus * uneven.expand_as(batch.rewards).flatten())
+
+
+def collect_centred(*arguments):
+    """wd1.collect with w- = 1/G, whose sum over a group is that of w+."""
+    batch = wd1.collect(*arguments)
+    return replace(batch, w_minus=torch.full_like(batch.w_minus, 1 / batch.rewards.shape[1]))
 
 
 # ============================================================================ wd1++

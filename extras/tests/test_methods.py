@@ -129,6 +129,8 @@ def test_diffu_grpo_by_a_second_derivation(seed, epsilon, beta):
 CASES = {
     "wd1, path": dict(likelihood="trajectory", mc_samples=3),
     "wd1-positive": dict(objective="wd1-positive"),
+    "wd1-uneven": dict(objective="wd1-uneven"),
+    "wd1-centred": dict(objective="wd1-centred"),
     "wd1++": dict(objective="wd1++", mc_samples=2),
     "wd1++ without the factor": dict(objective="wd1++", mc_samples=2, confidence_factor=False),
     "wd1++, tempered": dict(objective="wd1++", mc_samples=2, tempered=True, temperature=0.7),
@@ -167,8 +169,11 @@ def formula(case):
     model, config, batch, _ = make_batch(case)
     made, rollout, total = getattr(batch, "guesses", batch), batch.rollout, 0.0
     A = made.rewards - made.rewards.mean(1, keepdim=True)
-    w_minus = 0 if config.objective == "wd1-positive" else (-A).softmax(1)
+    w_minus = {"positive": 0, "uneven": 0, "centred": 1 / 3}
+    w_minus = w_minus.get(config.objective.removeprefix("wd1-"), (-A).softmax(1))
     gap, places = (A.softmax(1) - w_minus).flatten(), torch.arange(8)
+    if config.objective == "wd1-uneven":
+        gap[-3:] = 0  # the last group's rewards are equal
     steps = torch.randperm(4)[: config.mc_samples].tolist()
     for row, (prompt, real, completion, when, _) in enumerate(zip(*rollout)):
         counted, prompt = places < end(completion), prompt[real == 1]
