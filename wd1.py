@@ -661,11 +661,11 @@ def generate(
 
 
 # =================================================================== 4. The likelihood log p(o|q)
-# Every estimate takes one or more views of prompt and completion. A view hides some of the
-# completion or all of it, and perhaps some of the prompt: the canvas x of one forward pass, which
-# asks the model for what is hidden of o. The answers are weighed:
+# Every estimate takes one or more views v of prompt and completion. A view hides some of the
+# completion or all of it, and perhaps some of the prompt: that is x_v, the canvas of one forward
+# pass, which asks the model for what is hidden of o. The answers are weighed:
 #
-#     log p(o | q) ≈ sum over views of sum_k weight[k] log p(o[k] | x)
+#     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
 # bound (for a model that writes in random order), noisy by its masks; the one-step estimate is

@@ -106,9 +106,9 @@ def test_the_notebook_runs_and_trains_the_base_that_it_is_given(tmp_path):
 
 
 def test_equations_in_tex_and_formulas_in_code():
-    plain = "A_i = mean_j x0_t,  w+_i = E_{l ~ U{1..L}} pi_old(a * b)   in words"
+    plain = "A_i = mean_j x_t,  w+_i = E_{l ~ U{1..L}} pi_old(a * b)   in words"
     made = r"""$$\begin{aligned}
-A_{i} & = \,\text{ mean}_{j}\, x_{t}^{0} \\
+A_{i} & = \,\text{ mean}_{j}\, x_{t} \\
 w_{i}^{+} & = {\mathbb{E}}_{\ell\, \sim \, U\{ 1,\ldots,L \}}\pi_{\text{old }}(a \cdot b) \\
  & \text{ in words }
 \end{aligned}$$"""

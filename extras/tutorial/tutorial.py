@@ -117,7 +117,6 @@ GREEK = "alpha|beta|gamma|delta|epsilon|eta|theta|lambda|mu|pi|psi|rho|sigma|tau
 KNOWN = rf"(?:{GREEK}|log|exp|min|max|sum|in|EE|ell|dot|thin)(?![A-Za-z])"
 TO_TYPST = {  # what an e-mail writes of an equation: what typst does
     r"\bw([+-])": r"w^\1",
-    r"\b([a-z])(\d)_": r"\1^\2_",  # x0_t
     r"_\{((?:[^{}]|\{[^{}]*\})*)\}": r"_(\1)",
     r"(_\w+)\(": r"\1 (",
     r"\bE(?=[_[])": "EE",
