@@ -546,6 +546,8 @@ def test_group_weights_have_the_properties_of_the_paper(r, psi, constant):
         close(w, torch.from_numpy(scipy.special.softmax(sign * psi * r.numpy(), 1)))
         assert not w.requires_grad, "weights are constants"
     close(wd1.group_weights(r + constant, psi), weights)  # a constant changes nothing
+    whole = r.round()
+    assert_close(wd1.group_weights(whole.int(), psi), wd1.group_weights(whole.float(), psi))
 
 
 @given(reward_groups)

@@ -140,7 +140,7 @@ class Config:
     batch_size: int = 48  # completions a step, B = N G
     num_generations: int = 6  # completions a prompt, G
     num_iterations: int = 12  # gradient steps on each batch, mu
-    micro_batch_size: int = 6  # rows a forward pass; changes memory, not the gradient
+    micro_batch_size: int = 6  # rows a forward pass; changes memory, and the draws of dropout
     learning_rate: float = 3e-6  # AdamW's, at first
     lr_decay: float = 0.0  # the share of the rate that is gone, evenly, after the last step
     weight_decay: float = 0.1  # AdamW's
@@ -184,7 +184,10 @@ class Config:
                 raise InputError(sentence)
         unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
         for length in self.eval_lengths:
-            unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
+            try:
+                unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
+            except InputError as error:
+                raise InputError(f"--eval_lengths: {error}") from None
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
@@ -212,7 +215,7 @@ def saved_settings(config, given):
 # canvas x, a prompt and a completion o of which some tokens are masks, and its output at a masked
 # position k is a distribution over the token that belongs there:
 #
-#     p(o[k] | x) = softmax(logits[k])
+#     p(o[k] | x) = softmax(logits[k])[o[k]]
 #
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds. Only the names of weights differ; Dream, besides, reads its prediction for position k at
@@ -257,7 +260,7 @@ def add_adapters(model, rank):
 
 
 def adapted(model, config):
-    """A PeftModel whose adapters say what they are for."""
+    """A PeftModel whose config names the model that it adapts."""
     name, _, revision = model.source.partition("@")
     local, model = Path(model.source), peft.get_peft_model(model, config)
     config.base_model_name_or_path = str(local.resolve()) if local.exists() else name
@@ -572,7 +575,7 @@ class Rollout(NamedTuple):
     attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
     written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: none, an EOS
-    probability: Tensor  # float [B, L]: of each token when it was written, at temperature 1; else 1
+    probability: Tensor  # float [B, L]: each token's when written, at temperature 1; for metrics
 
 
 def unmasking_schedule(gen_length, steps, block_length):
@@ -642,7 +645,7 @@ def generate(
         columns = torch.arange(P + start, P + start + block_length, device=canvas.device)  # [n]
         for count in counts:
             masked = canvas[rows[:, None], columns] == mask_id  # [b, n]
-            if not masked.any():  # all rows are done, or some way to choose has run ahead
+            if not masked.any():  # all rows are done, or a given `choose` wrote more than `count`
                 break
             logits = policy(model, canvas[rows], attention_mask[rows], columns)  # [b, n, V]
             logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
@@ -670,10 +673,10 @@ def generate(
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
 # bound (for a model that writes in random order), noisy by its masks; the one-step estimate is
 # biased, and noisy by the masks that it puts on the prompt. Nothing is divided by the length.
-# `elbo` and `one_step_log_likelihood` are for programs; training takes their Views one at a time,
-# so that one graph is alive. A completion ends with its first EOS. What the sampler wrote after it
-# is no part of o: its weight is 0, or a model would be paid for its padding, and it is hidden, so
-# that the model cannot peek.
+# `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
+# at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler wrote
+# after it is no part of o: its weight is 0, or a model would be paid for its padding, and it is
+# hidden, so that the model cannot peek.
 
 
 class View(NamedTuple):
@@ -700,8 +703,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
     Each number takes V logits, of which backward would keep several copies (LLaDA: 130 MB each for
-    256 tokens). So they are computed a chunk of tokens at a time, and again in backward; but for
-    the last chunk, which backward needs at once."""
+    256 tokens). So they are computed a chunk of tokens at a time, and again in backward,
+    except the last chunk, which backward needs at once."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -833,7 +836,7 @@ def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
         w- = softmax(-psi A)
 
     Constants. Each sums to 1, so a group whose rewards are equal is favoured nowhere: w+ = w-."""
-    scaled = psi * advantages(rewards.detach())
+    scaled = psi * advantages(1.0 * rewards.detach())
     return scaled.softmax(-1), (-scaled).softmax(-1)
 
 
@@ -853,12 +856,12 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
 #     theta = theta - eta grad loss      mu times, by AdamW, each with fresh masks
-#     pi_old = pi                        and start again, with new samples
+#     pi_old = pi                        which takes no copy: start again, with new samples
 #
 # `collect` is the first two, `learn` the third, and `train`, at the end, the loop. mu > 1 makes
 # more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from
 # leaving what it knows is a small learning rate eta. (Where rewards lie between 0 and 1, as
-# sudoku's do, psi = 1 pulls the best at most e times as hard as the worst.)
+# sudoku's do, psi = 1 makes the best's w+ at most e times the worst's.)
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
 # kilobytes, compute the same weights and draw the same masks; each learns from its share of the
@@ -868,7 +871,7 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 
 @dataclass
 class Batch:
-    """What a step learns from: B = N G completions, those of a prompt on end, and their weights."""
+    """What a step learns from: B = N G completions, those of a prompt side by side, and weights."""
 
     problems: list  # of dicts, B
     rollout: Rollout
@@ -880,11 +883,12 @@ class Batch:
 
 def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
     """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
-    share = config.beta / (config.lam + config.beta)  # the reference's, b in section 5
+    share = config.beta / (config.lam + config.beta)  # the reference's, in section 5
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
     lengths = config.gen_length, config.diffusion_steps
     prompts = [problem["prompt"] for problem in problems]
+    # As many at a time as fit, each rank its share: `generate` in eval mode, without dropout.
     rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
     rewards = [judge(get_task(config.task).reward, *each) for each in zip(texts, problems)]
@@ -894,9 +898,9 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
 
 
 def draw_views(config, model_config, batch):
-    """The forward passes of one gradient step, with fresh masks (by torch's global generator). A
-    group of equal rewards pulls nowhere: its w+ and w- are equal to the bit, and `learn` leaves out
-    rows of weight 0."""
+    """The forward passes of one gradient step, with fresh masks (by torch's global generator). Rows
+    with w+ = w-, which those of a group with equal rewards are to the bit, get weight 0, and
+    `learn` leaves them out."""
     prompt, completion = batch.rollout.prompt, batch.rollout.completion
     if config.likelihood == "elbo":
         views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
@@ -941,7 +945,7 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(model, trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))
+        total = sum(gather(lambda _: total, range(WORLD)))  # over all ranks
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
@@ -950,15 +954,15 @@ def learn(
 
 
 def rows_to_learn(view):
-    """The rows, of those that count, that this rank takes: long [b]. Every rank takes equally many,
-    and one at least, so that all have gradients to sum and draw equally often."""
+    """The rows that count, dealt out to the ranks: long [b]. Rows of weight 0 fill up the last
+    shares, so that every rank takes equally many, and one at least: all have gradients to sum."""
     counts = (view.weight != 0).any(1)  # [B]
     first = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
     return first[RANK::WORLD][:share]
 
 
-# ---------------------------------------------- what surrounds them: skip this on a first reading
+# ----------------------------------------- what surrounds them: skip to `train`, under "the loop"
 
 
 def gather(function, items):
@@ -1290,7 +1294,7 @@ def made_from(config, model, train_set, test_set):
 
 
 def problems_at(step, train_set, config):
-    """The problems of a step, each G times on end."""
+    """The problems of a step, each G times in a row."""
     count = config.batch_size // config.num_generations
     chosen = problems_of(step - 1, count, len(train_set), config.seed)
     return [train_set[i] for i in chosen for _ in range(config.num_generations)]
@@ -1302,8 +1306,8 @@ def learning_rate_at(step, config):
 
 
 def check_progress(state, metrics, trained, config):
-    """Ends a run of which nothing will come: its weights are not finite, or three steps on end had
-    no update, or the last one had none."""
+    """Ends a run of which nothing will come: its weights are not finite, or three steps in a row
+    had no update, or the last one had none."""
     step, finite = metrics["step"], all(bool(w.isfinite().all()) for w in trained.values())
     state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
     patience = 1 if step == config.max_steps else 3

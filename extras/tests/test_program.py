@@ -101,6 +101,7 @@ BAD = """
 --task chess -> --task chess
 --bogus 1 -> --bogus
 --gen_length 9 -> gen_length 9
+--eval_lengths 9 -> --eval_lengths: gen_length 9
 --diffusion_steps 1 -> denoising steps, not 1
 --batch_size 5 -> --batch_size
 --num_generations 1 -> --num_generations
