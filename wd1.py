@@ -603,7 +603,7 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        noise = torch.rand(logits.shape, **options).log_().neg_().log_()  # in place: 1 GB of LLaDA
+        noise = torch.rand(logits.shape, **options).log_().neg_().log_()  # in place: 1 GB at LLaDA
         noisy = logits / temperature - noise  # - log(-log u) is Gumbel's
     proposal = noisy.argmax(-1, keepdim=True)
     log_prob = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)
@@ -674,9 +674,9 @@ def generate(
 # bound (for a model that writes in random order), noisy by its masks; the one-step estimate is
 # biased, and noisy by the masks that it puts on the prompt. Nothing is divided by the length.
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
-# at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler wrote
-# after it is no part of o: its weight is 0, or a model would be paid for its padding, and it is
-# hidden, so that the model cannot peek.
+# at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler
+# wrote after it is no part of o: its weight is 0, or a model would be paid for its padding, and it
+# is hidden, so that the model cannot peek.
 
 
 class View(NamedTuple):
@@ -1121,7 +1121,8 @@ class RunDirectory:
         self.state["logs"] = dict(metrics=0, samples=0, timings=0)  # bytes
         if self.config.resume:
             self.load()
-        else:
+        self.header = json.dumps([self.state, made_from])
+        if not self.config.resume:
             self.save()
         if RANK == 0:
             write_json(self.path / "config.json", asdict(self.config))
@@ -1154,7 +1155,7 @@ class RunDirectory:
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         draft = folder / "unfinished"
-        self.write_checkpoint(draft, json.dumps([self.state, self.made_from]))
+        self.write_checkpoint(draft, self.header)
         everywhere()
         if RANK == 0:
             for log in self.path.glob("*.jsonl"):
@@ -1191,6 +1192,7 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
+        self.header = json.dumps([self.state, self.made_from])  # of a checkpoint after this step
 
     def finish(self, model, tokenizer, **weights):
         """Writes the trained model, which load_model and plain transformers or peft read."""
@@ -1331,10 +1333,10 @@ def train(
     options = dict(betas=(0.9, 0.99), weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(trained.values(), **options)  # its rate: learning_rate_at
     run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
-    state, run.passes = run.state, run.state["forward_passes"]
+    state = run.state
 
     def count_pass(*_):
-        run.passes += 1
+        state["forward_passes"] += 1
 
     for network in {model, reference or model}:
         network.get_decoder().register_forward_pre_hook(count_pass)
@@ -1346,8 +1348,7 @@ def train(
             state["after"] = evaluate_model(model, tokenizer, test_set, config, generate)
             state["before"] = state["before"] or state["after"]
             metrics["eval"] = state["after"]
-        state.update(steps=step, forward_passes=run.passes)
-        metrics["forward_passes"] = run.passes
+        state["steps"], metrics["forward_passes"] = step, state["forward_passes"]
         run.record(metrics=[metrics], **more)
         watch(run, metrics)
 
