@@ -1456,9 +1456,9 @@ def parser_of(config_class):
             group = parser.add_argument_group(comment)
             continue
         kind = kinds[name]
-        options = TYPES[kind] if kind in TYPES else dict(choices=get_args(kind))
+        options = {"metavar": "X"} | TYPES.get(kind, dict(choices=get_args(kind), metavar=None))
         help = f"{comment} [{getattr(config_class, name)}]"
-        group.add_argument(f"--{name}", help=help, metavar="X", **options)
+        group.add_argument(f"--{name}", help=help, **options)
     return parser
 
 

@@ -109,7 +109,7 @@ def test_what_cannot_be_divided_or_written_is_refused_in_a_sentence(tmp_path, mo
     with pytest.raises(OSError):
         run.write_checkpoint(tmp_path / "file" / "draft", "{}")
     with pytest.raises(OSError):
-        run.read_tensors(tmp_path / "none")
+        run.read_checkpoint(tmp_path / "none", run.tensors)
     with pytest.raises(InputError, match="torchrun"):
         fsdp.sharded(run.config)
     monkeypatch.setattr(wd1, "WORLD", 2)
