@@ -836,7 +836,8 @@ def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
         w- = softmax(-psi A)
 
     Constants. Each sums to 1, so a group whose rewards are equal is favoured nowhere: w+ = w-."""
-    scaled = psi * advantages(1.0 * rewards.detach())
+    rewards = 1.0 * rewards  # whole numbers have no mean
+    scaled = psi * advantages(rewards.detach())
     return scaled.softmax(-1), (-scaled).softmax(-1)
 
 
