@@ -5,8 +5,8 @@ MODULES = demo compare compare-quick collapse variance approximate bench tutoria
 .PHONY: $(MODULES) test faults fuzz lint clean
 
 demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train it with wd1, before and after
-	rm -rf runs/demo
-	$(RUN) -m extras.demo --output_dir runs/demo
+	rm -rf runs/tiny-demo
+	$(RUN) -m extras.demo --output_dir runs/tiny-demo
 
 test: .venv/ready  ## all tests, on the CPU, two at a time; those that fork in a process of their own
 	$(RUN) -m pytest -q -n 2 --ignore extras/tests/test_faults.py

@@ -25,10 +25,10 @@ write it. Shapes stand beside tensors: N prompts, G completions each, B = N G ro
 L completion tokens, T denoising steps, V vocabulary entries; b and n are some of the rows, some of
 the columns.
 
-    python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku          one 80 GB GPU
-        with --load_in_4bit --gradient_checkpointing                       one 24 GB GPU
-    torchrun --nproc_per_node 8 wd1.py --model ...                         eight GPUs
-    python wd1.py --help                                                   every setting
+    python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku     80 GB GPU
+        with --load_in_4bit --gradient_checkpointing                  24 GB GPU
+    torchrun --nproc_per_node 8 wd1.py --model ...                    8 GPUs
+    python wd1.py --help                                              settings
 
 What few need is passed in from outside, by extras/: diffu-GRPO, wd1++, caches, FSDP2, pictures.
 """

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).parents[2]
 PICTURES = {  # of a part of wd1.py: captions, and files in assets/
     "introduction": """
-![The demo, three seeds: reward of the samples, accuracy on held-out puzzles.](demo.png)
+![The demo, one run: reward of the samples, accuracy on held-out puzzles.](demo.png)
 """,
     "section-3": """
 ![An answer being written, before and after RL: coloured cells are still masked.](denoising.png)

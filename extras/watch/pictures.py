@@ -130,7 +130,7 @@ def main(argv):
     """The command line."""
     parser = wd1.Parser(usage=__doc__)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("runs", nargs="*", default=["runs/demo"])
+    parser.add_argument("runs", nargs="*", default=["runs/tiny-demo"])
     parser.add_argument("--out", required=True)
     given = parser.parse_args(argv)
     KINDS[given.kind](given.runs, given.out)
