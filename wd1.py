@@ -365,8 +365,7 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     path = TINY if source == "tiny" else Path(source)
     with refusing(f"--model {source}: cannot be loaded"):
         if not path.exists():
-            files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * (device != "meta")
-            path, source = download(str(source), files)
+            path, source = download(str(source), weights=device != "meta")
         if (path / "adapter_config.json").exists():
             options = dict(device=device, dtype=dtype, load_in_4bit=load_in_4bit)
             model, tokenizer = load_adapters(path, **options)
@@ -399,10 +398,11 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     return model.eval(), tokenizer
 
 
-def download(source, patterns):
-    """The directory of a hub id, or id@revision, and its id@commit."""
+def download(source, weights):
+    """The directory of a hub id, or id@revision, perhaps without weights, and its id@commit."""
+    files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
     name, _, revision = source.partition("@")
-    path = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    path = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     return path, f"{name}@{path.name}"
 
 
@@ -502,8 +502,9 @@ def load_adapters(path, **options):
     ranks = all(config.r in tensor.shape for tensor in saved.values())
     if not ranks or not math.isfinite(config.lora_alpha):
         raise ValueError(f"r = {config.r!r:.60} is not their rank, or lora_alpha is not finite")
-    base = [settings["base_model_name_or_path"], settings.get("revision")]
-    model, tokenizer = load_model("@".join(filter(None, base)), **options)
+    base, revision = settings["base_model_name_or_path"], settings.get("revision")
+    pinned = revision and not Path(base).exists()  # a directory has no revisions
+    model, tokenizer = load_model(f"{base}@{revision}" if pinned else base, **options)
     model = adapted(model, config).eval()
     report = peft.set_peft_model_state_dict(model, saved)
     refuse_keys((name for name in report.missing_keys if "lora_" in name), report.unexpected_keys)
@@ -1015,16 +1016,20 @@ def sample(
     return parts[0]._make(torch.cat(tensors).to(config.device) for tensors in zip(*parts))
 
 
+def degenerate(rewards):
+    """Which groups have equal rewards, and teach nothing: [N, G] -> bool [N]."""
+    return (rewards == rewards[:, :1]).all(1)
+
+
 def describe(batch, config, eos_token_id):
     """What the completions are like: metrics. "entropy" is the mean -log p of what was written."""
     task, counted = get_task(config.task), until_eos(batch.rollout.completion, eos_token_id)
     right = [judge(task.correct, *each) for each in zip(batch.texts, batch.problems)]
     log_probs = batch.rollout.probability.clamp(min=1e-30).log()[counted]
-    equal = (batch.rewards == batch.rewards[:, :1]).all(1)
     return {
         "reward": batch.rewards.mean().item(),
         "accuracy": fmean(map(bool, right)),
-        "degenerate_groups": equal.float().mean().item(),
+        "degenerate_groups": degenerate(batch.rewards).float().mean().item(),
         "length": counted.sum(1).float().mean().item(),
         "entropy": -log_probs.mean().item(),
     }

@@ -126,8 +126,11 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=
     """The directory of a base model, made now if it is not in the cache."""
     solved = Sums() if task == "countdown" else get_task(task)
     files = task, solved, data, test_data
-    era_of = lambda era: list(completions(*files, seed + 1000 * era, blanks))
-    draw = functools.lru_cache(1)(era_of)
+
+    @functools.lru_cache(1)
+    def draw(era):
+        return list(completions(*files, seed + 1000 * era, blanks))
+
     shape = wd1.read_json(wd1.TINY) | {"settings": None}  # which are those of RL
     made_from = [shape, seed, steps]
     made_from += map(inspect.getsource, [pretrain, *(getattr(wd1, name) for name in CODE)])

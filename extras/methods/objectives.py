@@ -29,8 +29,8 @@ def collect_positive(*arguments):
 def collect_uneven(*arguments):
     """The same, without groups of equal rewards."""
     batch = collect_positive(*arguments)
-    uneven = (batch.rewards != batch.rewards[:, :1]).any(1, keepdim=True)
-    return replace(batch, w_plus=batch.w_plus * uneven.expand_as(batch.rewards).flatten())
+    uneven = ~wd1.degenerate(batch.rewards).repeat_interleave(batch.rewards.shape[1])
+    return replace(batch, w_plus=batch.w_plus * uneven)
 
 
 def collect_centred(*arguments):
@@ -139,14 +139,14 @@ def learn_guesses(model, optimizer, batch, config, **options):
     With config.tempered logits are divided by the sampling temperature, as the authors' code has
     it: the head is linear, so what it is given is divided."""
     temperature = config.temperature if config.tempered and config.temperature else 1
-    head, rewards = model.get_output_embeddings(), batch.guesses.rewards
+    head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, given: (given[0] / temperature,))
-    equal = (rewards == rewards[:, :1]).all(1).float().mean().item()
+    degenerate = wd1.degenerate(batch.guesses.rewards).float().mean().item()
     try:
         metrics = wd1.learn(model, optimizer, batch.guesses, config, draw=draw_guesses, **options)
     finally:
         hook.remove()
-    return metrics | {"degenerate_groups": equal}
+    return metrics | {"degenerate_groups": degenerate}
 
 
 # ============================================================================ diffu-GRPO

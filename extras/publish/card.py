@@ -84,8 +84,8 @@ def model_card(run, form):
     with refusing(f"{run}: its config.json and summary.json do not tell enough for a model card"):
         settings = json.loads((run / "config.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
-        base, after = settings["model"].partition("@")[0], summary["after"]
-        on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
+        base, after = settings["model"], summary["after"]
+        hub_id = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(@\w+)?", base)
         settings = {n: short(value) for n, value in settings.items() if n != "output_dir"}
         name, task = short(str(run.resolve())), settings["task"]
         lines = []
@@ -99,7 +99,7 @@ def model_card(run, form):
             library_name="peft" if form == "peft" else "transformers",
             pipeline_tag="text-generation",
             tags=["diffusion-language-model", "reinforcement-learning", "wd1"],
-            base_model=base if on_the_hub else None,
+            base_model=hub_id[1] if hub_id and not Path(base).exists() else None,
             eval_results=[
                 EvalResult(metric_type=metric, metric_value=after[metric], **common)
                 for metric in ("accuracy", "reward")

@@ -38,7 +38,7 @@ def llada_base(source):
     perhaps through several of them."""
     path = Path(source)
     if not path.exists():
-        path, _ = download(source, ["*.json", "*.txt", "*.jinja"])
+        path, _ = download(source, weights=False)
     config = read_json(path / "config.json")
     if config.get("model_type") == "llada":
         return path, config

@@ -87,6 +87,7 @@ tiny_config.json {"n_kv_heads": 3} -> heads
 adapter_config.json {"peft_type": "SHADOW", "shadow_model": "evil/repo"} -> SHADOW
 adapter_config.json {"peft_type": "BOFT"} -> peft_type = 'BOFT'
 adapter_config.json {"target_modules": "([a-z_.0-9]+)+X"} -> Target module
+adapter_config.json {"revision": "main"} ->
 adapter_config.json {"r": 1000000} -> r = 1000000
 adapter_config.json {"r": 64} -> r = 64
 adapter_config.json {"use_dora": true} -> use_dora = True

@@ -1,8 +1,8 @@
 """Talking to a diffusion language model, and watching it write: any that wd1.load_model reads.
 
     python -m extras.watch.chat GSAI-ML/LLaDA-8B-Instruct           # a conversation
-    python -m extras.watch.chat runs/tiny-demo --task sudoku --watch     # type a puzzle; see it solved
-    python -m extras.watch.chat runs/tiny-demo --problems 3              # held-out problems of its task
+    python -m extras.watch.chat runs/tiny-demo --task sudoku --watch  # type a puzzle; see it solved
+    python -m extras.watch.chat runs/tiny-demo --problems 3           # held-out problems
     python -m extras.watch.chat MODEL < questions > answers         # an answer a line
 
 `/new` forgets what was said, `/quit` or Ctrl-D ends. Without a chat template each line stands
