@@ -59,10 +59,10 @@ import sys
 import tempfile
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple, NewType, Optional, get_args, get_type_hints
+from typing import Annotated, ClassVar, Literal, NamedTuple, Optional, get_args, get_origin
 
 import filelock
 import numpy as np
@@ -74,12 +74,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from huggingface_hub import snapshot_download
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers.hf_argparser import string_to_bool
 
 from rewards import (
     InputError,
@@ -103,11 +103,13 @@ PRESETS = {  # what differs from the defaults, by task and for models named tiny
 }
 MAY_CHANGE = """max_steps resume device output_dir save_every eval_every rollout_batch_size
 micro_batch_size""".split()  # when a run is resumed
-Count = NewType("Count", int)  # a number that may be 0
+Count = Annotated[int, Field(ge=0, lt=1e15)]
+Size = Annotated[int, Field(ge=1, lt=1e15)]
+Strength = Annotated[float, Field(ge=0, lt=1e15)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(init=False)
-class Config:
+class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     """Every setting of a run. What is not given comes from the run to resume, or from PRESETS and
     the defaults here. Raises InputError, in one sentence, for what cannot work."""
 
@@ -115,7 +117,7 @@ class Config:
     task: str = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a Task of yours
     data: Optional[str] = None  # a .csv or .jsonl file of problems, not the task's own
     test_data: Optional[str] = None  # a file of held-out problems, not a fifth of --data
-    blanks: int = 8  # sudoku: empty cells of a generated puzzle
+    blanks: Size = 8  # sudoku: empty cells of a generated puzzle
     output_dir: Optional[str] = None  # where the run is written; runs/<model>-<task>
     resume: bool = False  # go on from the checkpoint in output_dir
     eval_only: bool = False  # evaluate the model and stop
@@ -125,60 +127,72 @@ class Config:
     load_in_4bit: bool = False  # frozen weights in 4 bits (bitsandbytes), for 24 GB
     # the objective
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
-    mc_samples: int = 1  # mask draws of an estimate, one forward pass each
-    prompt_mask_prob: float = 0.15  # one_step: probability of masking a prompt token
-    lam: float = 1.0  # strength of the KL to the policy before an update; psi = 1 / (lam + beta)
-    beta: float = 0.0  # strength of the KL to the reference, the base model
+    mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
+    prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
+    lam: Strength = 1.0  # strength of the KL to the policy before an update; psi = 1 / (lam + beta)
+    beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
-    gen_length: int = 256  # tokens of a completion, L
-    diffusion_steps: int = 128  # denoising steps of a completion, T
-    block_length: int = 32  # tokens of a block; blocks are finished left to right
-    temperature: float = 0.9  # of sampling in training; evaluation is at 0
-    rollout_batch_size: int = 24  # completions sampled at a time; changes the draws
+    gen_length: Size = 256  # tokens of a completion, L
+    diffusion_steps: Size = 128  # denoising steps of a completion, T
+    block_length: Size = 32  # tokens of a block; blocks are finished left to right
+    temperature: Strength = 0.9  # of sampling in training; evaluation is at 0
+    rollout_batch_size: Size = 24  # completions sampled at a time; changes the draws
     # the update
-    max_steps: int = 1000  # training steps; each samples one batch
-    batch_size: int = 48  # completions a step, B = N G
-    num_generations: int = 6  # completions a prompt, G
-    num_iterations: int = 12  # gradient steps on each batch, mu
-    micro_batch_size: int = 6  # rows a forward pass; changes memory, and the draws of dropout
-    learning_rate: float = 3e-6  # AdamW's, at first
-    lr_decay: float = 0.0  # the share of the rate that is gone, evenly, after the last step
-    weight_decay: float = 0.1  # AdamW's
-    max_grad_norm: float = 0.2  # gradients are clipped to this norm
+    max_steps: Size = 1000  # training steps; each samples one batch
+    batch_size: Size = 48  # completions a step, B = N G
+    num_generations: Size = 6  # completions a prompt, G
+    num_iterations: Size = 12  # gradient steps on each batch, mu
+    micro_batch_size: Size = 6  # rows a forward pass; changes memory, and the draws of dropout
+    learning_rate: Strength = 3e-6  # AdamW's, at first
+    lr_decay: Share = 0.0  # the share of the rate that is gone, evenly, after the last step
+    weight_decay: Strength = 0.1  # AdamW's
+    max_grad_norm: Strength = 0.2  # gradients are clipped to this norm
     lora_rank: Count = 128  # of new LoRA adapters on q, k, v, up; 0: train all weights
     gradient_checkpointing: bool = False  # slower updates in far less memory
     # evaluation
-    eval_size: int = 256  # held-out problems to evaluate on
-    eval_lengths: list[int] = (128, 256, 512)  # completion lengths, two tokens a step
+    eval_size: Size = 256  # held-out problems to evaluate on
+    eval_lengths: list[Size] = [128, 256, 512]  # completion lengths, two tokens a step
     eval_every: Count = 100  # steps between evaluations; 0: only before and after
-    save_every: int = 20  # steps between checkpoints
+    save_every: Size = 20  # steps between checkpoints
 
-    program = "python wd1.py"  # whose settings these are
+    program: ClassVar[str] = "python wd1.py"  # whose settings these are
 
     def __init__(self, **given):
-        given = parse(as_words(given, type(self)), type(self))  # checked as a command line is
-        vars(self).update(given)
+        for name, value in given.items():
+            given[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        self.fill(given)
         preset = PRESETS.get(self.task, {})
         preset = preset | PRESETS["tiny"] if is_tiny(self.model) else preset
-        # Given settings go before those of the run to resume, and these before presets.
+        self.fill(preset | given)
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
-        vars(self).update({"output_dir": f"runs/{name}"} | preset | given)
+        self.output_dir = self.output_dir or f"runs/{name}"
         if self.resume:
-            vars(self).update(saved_settings(self, given) | given)
-        self.__post_init__()
+            self.fill(saved_settings(self, given) | given)
+        self.check()
 
-    def __post_init__(self):
-        """Refuses what cannot work; completes what is left open."""
+    def fill(self, settings):
+        """Takes on settings if they have their fields' types; numbers may be given as text."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            wrong, fields = error.errors()[0], type(self).model_fields
+            name, what = wrong["loc"][0], f" {wrong['input']!r:.60}: {wrong['msg']}"
+            if name not in fields:
+                [nearest] = difflib.get_close_matches(name, fields, 1, cutoff=0)
+                what = f": there is no such setting; the nearest is --{nearest}"
+            raise InputError(f"--{name:.60}{what}") from None
+
+    def check(self):
+        """Refuses what cannot work together; completes what is left open."""
         group = self.num_generations * WORLD
         four_bits = self.load_in_4bit and not self.eval_only
         for wrong, sentence in (
             (self.num_generations < 2, "--num_generations: a group has 2 or more"),
             (self.batch_size % group, f"--batch_size: no multiple of {group}, a group a process"),
-            (self.prompt_mask_prob > 1, "--prompt_mask_prob: is a probability, 1 at most"),
-            (self.lr_decay > 1, "--lr_decay: is a share, 1 at most"),
             (self.lam + self.beta == 0, "--lam and --beta: both 0, and psi = 1 / (lam + beta)"),
             (self.resume and self.eval_only, "--eval_only: evaluates --model; leave out --resume"),
             (four_bits and not self.lora_rank, "--load_in_4bit: is for --lora_rank 1 or more"),
+            (not self.eval_lengths, "--eval_lengths: there is none"),
         ):
             if wrong:
                 raise InputError(sentence)
@@ -202,9 +216,8 @@ def saved_settings(config, given):
     """The settings of a run to resume; InputError if its task is a file, which would be run and is
     perhaps a stranger's, and is not `given` as well."""
     with refusing(f"--resume: {config.output_dir} holds no run to go on with"):
-        saved = json.loads(Path(config.output_dir, "config.json").read_text())
-        saved = parse(as_words(saved, type(config)), type(config))
-    if ".py:" in saved["task"] and "task" not in given:
+        saved = dict(json.loads(Path(config.output_dir, "config.json").read_text()))
+    if ".py:" in saved.get("task", "") and "task" not in given:
         raise InputError(f"--resume: the task is a file, which is run: add --task {saved['task']}")
     return saved
 
@@ -1131,7 +1144,7 @@ class RunDirectory:
         if not self.config.resume:
             self.save()
         if RANK == 0:
-            write_json(self.path / "config.json", asdict(self.config))
+            write_json(self.path / "config.json", self.config.model_dump())
             for name, size in self.state["logs"].items():
                 with (self.path / f"{name}.jsonl").open("ab") as log:
                     if log.tell() < size:
@@ -1290,7 +1303,7 @@ def plot(path):
 
 def made_from(config, model, train_set, test_set):
     """What a run is made from: `--resume` refuses any other, by its name here."""
-    settings = asdict(config).items()
+    settings = config.model_dump().items()
     parts = {f"--{name}": value for name, value in settings if name not in MAY_CHANGE}
     parts["the task's file"] = Path(inspect.getfile(type(get_task(config.task)))).read_text()
     parts["one of the problems"] = [train_set[:], test_set[:]]
@@ -1414,40 +1427,10 @@ def evaluate(config, *, load=load_model, generate=generate) -> dict:
 # ============================================================================ 8. The command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    def error(self, message):
-        raise InputError(message)
-
-
-def number(kind, least):
-    """A reader of numbers, for argparse."""
-
-    def read(text):
-        with contextlib.suppress(ValueError):
-            if least <= kind(text) < 1e15:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r:.60} is no {kind.__name__}, {least} to 1e15")
-
-    return read
-
-
-TYPES = {  # of settings, as argparse takes them
-    str: {},
-    Optional[str]: {},
-    bool: dict(type=string_to_bool, nargs="?", const=True),
-    int: dict(type=number(int, 1)),
-    Count: dict(type=number(int, 0)),
-    float: dict(type=number(float, 0)),
-    list[int]: dict(type=number(int, 1), nargs="+"),
-}
-
-
-@functools.cache
-def parser_of(config_class):
-    """The parser of a class's settings; `--help` is made from its comments."""
-    parser = Parser(
+def parse_arguments(argv=None, config_class=Config):
+    """The command line as a Config; `--help` is made from the comments of the class."""
+    parser = argparse.ArgumentParser(
+        prog="wd1",
         usage=f"{config_class.program} [--SETTING VALUE ...]",
         description=__doc__.splitlines()[0],
         epilog=f"Other defaults, by task and for models named tiny: {PRESETS}",
@@ -1455,44 +1438,20 @@ def parser_of(config_class):
         allow_abbrev=False,
         conflict_handler="resolve",  # a subclass may define a setting anew
     )
-    kinds, group = get_type_hints(config_class), parser
-    classes = "".join(map(inspect.getsource, reversed(config_class.__mro__[:-1])))
-    for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", classes):
-        if not name:
-            group = parser.add_argument_group(comment)
+    classes = [each for each in config_class.__mro__ if issubclass(each, Config)]
+    source, group = "".join(map(inspect.getsource, reversed(classes))), parser
+    for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", source):
+        if name not in config_class.model_fields:
+            group = parser.add_argument_group(comment) if not name else group
             continue
-        kind = kinds[name]
-        options = {"metavar": "X"} | TYPES.get(kind, dict(choices=get_args(kind), metavar=None))
-        help = f"{comment} [{getattr(config_class, name)}]"
-        group.add_argument(f"--{name}", help=help, **options)
-    return parser
-
-
-def parse(words, config_class):
-    """The settings that a command line gives, as a dict."""
-    given, others = parser_of(config_class).parse_known_args(words)
-    for word in others[:1]:
-        names = get_type_hints(config_class)
-        [nearest] = difflib.get_close_matches(word.lstrip("-"), names, 1, cutoff=0)
-        raise InputError(f"{word:.60}: there is no such setting; the nearest is --{nearest}")
-    return vars(given)
-
-
-def as_words(settings, config_class):
-    """A dict of settings as a command line gives them."""
-    words = []
-    for name, value in settings.items():
-        default = getattr(config_class, name, "")
-        if value is None and default is None:
-            continue
-        several = isinstance(default, tuple) and isinstance(value, list | tuple)
-        words += [f"--{name}", *map(str, value if several else [value])]
-    return words
-
-
-def parse_arguments(argv=None, config_class=Config):
-    """The command line as a Config."""
-    return config_class(**parse(argv, config_class))
+        field = config_class.model_fields[name]
+        kind, choices = field.annotation, get_args(field.annotation)
+        form = "|".join(choices) if get_origin(kind) is Literal else "X"
+        several = {bool: dict(nargs="?", const=True), list[Size]: dict(nargs="+")}.get(kind, {})
+        help = f"{comment} [{field.default}]"
+        group.add_argument(f"--{name}", metavar=form, help=help, **several)
+    given, unknown = parser.parse_known_args(argv)
+    return config_class(**vars(given), **{word.lstrip("-"): "" for word in unknown[:1]})
 
 
 def main(argv=None, config_class=Config, train=train, evaluate=evaluate):

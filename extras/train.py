@@ -8,9 +8,8 @@
 All of it is passed to wd1.train from outside; without options it does what wd1.py does.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import wd1
 from extras.methods import objectives
@@ -33,28 +32,27 @@ OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their o
 }  # fmt: skip
 
 
-@dataclass(init=False)
 class MoreConfig(wd1.Config):
     """wd1.Config with more settings."""
 
     # beyond wd1.py
     objective: Literal[*OBJECTIVES] = "wd1"  # what is optimised (extras/methods)
     likelihood: Literal["one_step", "elbo", "trajectory"] = "one_step"  # or the sampler's path
-    mc_samples: int = 1  # draws of an estimate, or steps of the trajectory or of wd1++
-    beta: float = 0.0  # strength of the KL to the reference; diffu-grpo: 0.04
+    mc_samples: wd1.Size = 1  # draws of an estimate, or steps of the trajectory or of wd1++
+    beta: wd1.Strength = 0.0  # strength of the KL to the reference; diffu-grpo: 0.04
     complementary: bool = False  # elbo: score each mask together with its complement
     shared_masks: bool = False  # a group shares its mask draws
-    epsilon: float = 0.5  # diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]
+    epsilon: wd1.Share = 0.5  # diffu-grpo: ratios are clipped to [1 - epsilon, 1 + epsilon]
     confidence_factor: bool = True  # wd1++: weigh tokens with the sampler's confidence
     tempered: bool = False  # wd1++: log p at the sampling temperature, as in the authors' code
     cache: Literal["none", "prefix", "dual"] = "none"  # approximate, fast: keep keys and values
-    threshold: float = 1.0  # approximate, fast: also write all surer tokens; 1: exact
-    cfg_scale: float = 0.0  # classifier-free guidance of sampling and evaluation
+    threshold: wd1.Share = 1.0  # approximate, fast: also write all surer tokens; 1: exact
+    cfg_scale: wd1.Strength = 0.0  # classifier-free guidance of sampling and evaluation
     remasking: Literal["low_confidence", "random"] = "low_confidence"  # what a step leaves masked
     shard: bool = False  # divide the weights among a torchrun's processes (FSDP2)
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # a tracker for the metrics
 
-    program = "python -m extras.train"
+    program: ClassVar[str] = "python -m extras.train"
 
     def __init__(self, **given):
         preset = OBJECTIVES.get(given.get("objective"), {})
@@ -62,16 +60,14 @@ class MoreConfig(wd1.Config):
             preset = {name: preset[name] for name in preset.keys() - wd1.PRESETS["tiny"]}
         super().__init__(**given if given.get("resume") else preset | given)
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         is_wd1 = self.objective not in ("wd1++", "diffu-grpo")
         along_path = self.likelihood == "trajectory"
         stepwise = along_path or self.objective == "wd1++"
         mixed = self.beta > 0 and self.objective != "diffu-grpo"
         elbo = is_wd1 and self.likelihood == "elbo"
         for wrong, sentence in (
-            (self.epsilon > 1, f"--epsilon {self.epsilon}: is at most 1"),
-            (not 0 < self.threshold <= 1, f"--threshold {self.threshold}: above 0, 1 at most"),
             (along_path and not is_wd1, f"--likelihood trajectory: {self.objective} has its own"),
             (
                 stepwise and self.mc_samples > self.diffusion_steps,

@@ -6,7 +6,6 @@
     python -m extras.demo --resume                         # goes on, as does python wd1.py --resume
 """
 
-import dataclasses
 from pathlib import Path
 
 import wd1
@@ -33,7 +32,7 @@ def prepare(config):
 
 def look(config, model, title):
     """Shows the model in a directory at work on the first held-out problem."""
-    config = dataclasses.replace(config, model=model, resume=False, eval_only=True)
+    config = config.model_copy(update=dict(model=model, resume=False, eval_only=True))
     model, _, tokenizer, _, problems = wd1.set_up(config)
     show(model, tokenizer, problems[0], config, title)
 

@@ -14,7 +14,6 @@ import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, suppress
-from dataclasses import asdict
 
 import pandas as pd
 from tqdm import tqdm
@@ -49,7 +48,7 @@ def run(directory, task, seed, words, **pretraining):
         options += ["--data", f"{model}/problems.jsonl"]
     config = settings(*options, "--output_dir", str(directory), *words.split())
     finished = directory / "finished"
-    mark = json.dumps(asdict(config))
+    mark = json.dumps(config.model_dump())
     if not finished.exists() or finished.read_text() != mark:
         shutil.rmtree(directory, ignore_errors=True)
         with redirect_stderr(io.StringIO()), suppress(FloatingPointError):  # it stays as it was

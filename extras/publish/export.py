@@ -10,6 +10,7 @@ not change, the settings in config.json and the tokenizer, is that of the LLaDA 
 from, carried over as data.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -75,7 +76,7 @@ def write_llada(directory, model, base, config):
 
 def main(argv):
     """The command line. Writes the whole of OUT or nothing."""
-    parser = wd1.Parser("python -m extras.publish.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("wd1", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="a run's directory, a model's, or a hub id")
     parser.add_argument("out", type=Path, help="the directory to write; it must not exist")
     parser.add_argument("--format", choices=["llada", "transformers"], default="llada")

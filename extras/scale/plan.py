@@ -12,9 +12,8 @@ import json
 import math
 import tempfile
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,21 +36,20 @@ TABLE = """\
 --lora_rank 0 --gradient_checkpointing"""
 
 
-@dataclass(init=False)
 class PlanConfig(wd1.Config):
     """The settings of a run, and what else its cost depends on. Its GPU may be elsewhere."""
 
     model: Optional[str] = None  # hub id, directory, or config.json; without: the README's table
     # the machine (2 x 8 billion operations a token, at 40% of an H100's 990 TFLOP/s in bfloat16)
-    prompt_length: int = 200  # tokens of a prompt
-    tokens_per_second: float = 25e3  # that a forward pass takes in, of all GPUs
+    prompt_length: wd1.Size = 200  # tokens of a prompt
+    tokens_per_second: wd1.Strength = 25e3  # that a forward pass takes in, of all GPUs
 
-    program = "python -m extras.scale.plan"
+    program: ClassVar[str] = "python -m extras.scale.plan"
 
-    def __post_init__(self):
+    def check(self):
         self.device = "cpu"  # for which tensors without data are taken
         self.dtype = self.dtype.replace("auto", "bfloat16")
-        super().__post_init__()
+        super().check()
 
 
 class CountMemory(TorchDispatchMode):

@@ -43,7 +43,7 @@ def test_the_comparison_finds_the_best_rates_and_tells_methods_apart(
     p = round(1 - 2 * math.atan(21) / math.pi, 3)
     assert f"| wd1, one-step > diffu-GRPO | sudoku | 0.315 | {p} | False |" in text
     assert "| wd1, one-step > wd1-positive, one-step | countdown | 0.3 | 0.0 | True |" in text
-    for picture in "compare", "estimates":
+    for picture in "compare", "variants":
         assert (folder / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 

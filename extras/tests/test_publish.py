@@ -1,6 +1,5 @@
 """What is trained, in others' hands: exports, against an independent forward pass; model cards."""
 
-import dataclasses
 import json
 
 import pytest
@@ -36,7 +35,7 @@ def trained(source, rank):
     made, config = source / "run/model", wd1.Config(model=str(source), lora_rank=rank)
     for part in model, tokenizer:
         part.save_pretrained(made, save_embedding_layers=False)
-    for name, content in ("config", dataclasses.asdict(config)), ("summary", SUMMARY):
+    for name, content in ("config", config.model_dump()), ("summary", SUMMARY):
         (made.parent / f"{name}.json").write_text(json.dumps(content))
     return made
 

@@ -24,10 +24,9 @@ WAYS = """\
 --shared_masks --gradient_checkpointing --dtype bfloat16 -> 1
 """  # a run, and its forward passes per gradient step, beyond sampling
 BAD = """\
---objective ppo -> --objective: invalid choice: 'ppo'
---threshold 0 -> --threshold 0.0
---threshold 1.5 -> --threshold 1.5
---epsilon 1.5 -> --epsilon 1.5
+--objective ppo -> --objective 'ppo'
+--threshold 1.5 -> --threshold '1.5'
+--epsilon 1.5 -> --epsilon '1.5'
 --likelihood trajectory --mc_samples 5 -> only --diffusion_steps 4
 --objective wd1++ --mc_samples 5 -> only --diffusion_steps 4
 --likelihood elbo --mc_samples 3 --complementary -> --mc_samples 3 is odd

@@ -11,10 +11,10 @@ there is a --temperature; a shorter one needs --gen_length, --diffusion_steps an
 Whatever a model writes, only printable characters of it reach the terminal.
 """
 
-import dataclasses
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -88,7 +88,6 @@ def answer(model, tokenizer, turns, config, watch=None):
     return [*turns, dict(role="assistant", content=text)]
 
 
-@dataclasses.dataclass(init=False)
 class ChatConfig(wd1.Config):
     """wd1.Config with the chat's settings; what is not given is as in the run, if it is one."""
 
@@ -96,10 +95,10 @@ class ChatConfig(wd1.Config):
     watch: bool = False  # show how each answer is being written
     problems: wd1.Count = 0  # held-out problems to show, instead of talking
 
-    program = "python -m extras.watch.chat MODEL"
+    program: ClassVar[str] = "python -m extras.watch.chat MODEL"
 
     def __init__(self, **given):
-        self.instruct, run = "task" in given, given["model"]
+        run = given["model"]
         if Path(run, "model").is_dir():  # `resume` reads its settings, but no task that is a file
             given |= dict(model=f"{run}/model", output_dir=run, resume=True)
         super().__init__(**dict(temperature=0.0) | given)
@@ -114,6 +113,7 @@ def main(argv):
         load_in_4bit=config.load_in_4bit,
     )  # fmt: skip
     task, turns = get_task(config.task), []
+    asked = any(word.startswith("--task") for word in argv)
     if config.problems:
         problems = task.test(config.data, config.test_data, config.seed, config.blanks)
         for example in islice(problems, config.problems):
@@ -127,7 +127,7 @@ def main(argv):
         if line == "/new":
             turns = []
         elif line:
-            question = dict(role="user", content=task.instruction * config.instruct + line)
+            question = dict(role="user", content=task.instruction * asked + line)
             try:
                 turns = answer(model, tokenizer, [*turns, question], config, watch)
                 print(visible(turns[-1]["content"]), flush=True)

@@ -8,6 +8,7 @@
 They are transparent, in colours that can be read on white and on black, and large enough for a phone.
 """
 
+import argparse
 import sys
 from functools import partial
 from itertools import islice
@@ -128,7 +129,7 @@ KINDS = {
 
 def main(argv):
     """The command line."""
-    parser = wd1.Parser(usage=__doc__)
+    parser = argparse.ArgumentParser("wd1", usage=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("runs", nargs="*", default=["runs/tiny-demo"])
     parser.add_argument("--out", required=True)

@@ -7,7 +7,6 @@ keeps all on this machine, as trackio does by default; WANDB_RUN_ID names a run 
 
 import atexit
 import sys
-from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 
@@ -19,7 +18,7 @@ from rewards import refusing
 def start(run, kind, package):
     """A function that sends the numbers of a step: a dict, and which step it is."""
     if kind != "tensorboard":
-        package.init(project="wd1", name=run.path.resolve().name, config=asdict(run.config))
+        package.init(project="wd1", name=run.path.resolve().name, config=run.config.model_dump())
         atexit.register(package.finish)
         return package.log
     board = package.SummaryWriter(run.path / kind)
