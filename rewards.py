@@ -88,7 +88,7 @@ def one_sentence():
         except Exception as error:
             several = os.environ.get("WORLD_SIZE", "1") != "1"
             lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
-            too_large = re.search("OutOfMemory|t allocate memory", f"{type(error)} {error}")
+            too_large = re.search("OutOfMemory|MemoryError|allocate memory", f"{type(error)} {error}")
             if not (
                 lost
                 or too_large

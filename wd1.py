@@ -107,22 +107,23 @@ Count = Annotated[int, Field(ge=0, lt=1e15)]
 Size = Annotated[int, Field(ge=1, lt=1e15)]
 Strength = Annotated[float, Field(ge=0, lt=1e15)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     """Every setting of a run. What is not given comes from the run to resume, or from PRESETS and
     the defaults here. Raises InputError, in one sentence, for what cannot work."""
 
-    model: str = "tiny"  # hub id, directory, or LLaDA config.json; tiny: random weights
-    task: str = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a Task of yours
-    data: Optional[str] = None  # a .csv or .jsonl file of problems, not the task's own
-    test_data: Optional[str] = None  # a file of held-out problems, not a fifth of --data
+    model: Text = "tiny"  # hub id, directory, or LLaDA config.json; tiny: random weights
+    task: Text = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a Task of yours
+    data: Optional[Text] = None  # a .csv or .jsonl file of problems, not the task's own
+    test_data: Optional[Text] = None  # a file of held-out problems, not a fifth of --data
     blanks: Size = 8  # sudoku: empty cells of a generated puzzle
-    output_dir: Optional[str] = None  # where the run is written; runs/<model>-<task>
+    output_dir: Optional[Text] = None  # where the run is written; runs/<model>-<task>
     resume: bool = False  # go on from the checkpoint in output_dir
     eval_only: bool = False  # evaluate the model and stop
     seed: Count = 0  # fixes everything random
-    device: Optional[str] = None  # cuda if there is one, else cpu
+    device: Optional[Text] = None  # cuda if there is one, else cpu
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # bfloat16 on cuda, else float32
     load_in_4bit: bool = False  # frozen weights in 4 bits (bitsandbytes), for 24 GB
     # the objective
@@ -157,33 +158,40 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     program: ClassVar[str] = "python wd1.py"  # whose settings these are
 
-    def __init__(self, **given):
-        for name, value in given.items():
-            given[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    def __init__(self, /, **given):
+        given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
         self.fill(given)
-        preset = PRESETS.get(self.task, {})
-        preset = preset | PRESETS["tiny"] if is_tiny(self.model) else preset
-        self.fill(preset | given)
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
-        self.output_dir = self.output_dir or f"runs/{name}"
+        place = self.output_dir or f"runs/{name}"
+        saved = {}
         if self.resume:
-            self.fill(saved_settings(self, given) | given)
+            with refusing(f"--resume: {place} holds no run to go on with"):
+                saved = json.loads(Path(place, "config.json").read_text())
+                self.fill(saved)
+            # The task is perhaps a stranger's file, and would be run.
+            if ".py:" in self.task and "task" not in given:
+                raise InputError(f"--resume: the task is a file: add --task {self.task}")
+        self.fill(self.presets() | saved | given | {"output_dir": place})
         self.check()
+
+    def presets(self):
+        """What differs from the defaults for this task and this model."""
+        tiny = PRESETS["tiny"] if is_tiny(self.model) else {}
+        return PRESETS.get(self.task, {}) | tiny
 
     def fill(self, settings):
         """Takes on settings if they have their fields' types; numbers may be given as text."""
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            wrong, fields = error.errors()[0], type(self).model_fields
-            name, what = wrong["loc"][0], f" {wrong['input']!r:.60}: {wrong['msg']}"
-            if name not in fields:
-                [nearest] = difflib.get_close_matches(name, fields, 1, cutoff=0)
-                what = f": there is no such setting; the nearest is --{nearest}"
-            raise InputError(f"--{name:.60}{what}") from None
+            wrong = error.errors()[0]
+            name, value = wrong["loc"][0], wrong["input"]
+            raise InputError(f"--{name:.60} {value!r:.60}: {wrong['msg']}") from None
 
     def check(self):
         """Refuses what cannot work together; completes what is left open."""
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        devices = "cpu|cuda" if WORLD > 1 else "cpu|cuda(:[0-9]+)?"
         group = self.num_generations * WORLD
         four_bits = self.load_in_4bit and not self.eval_only
         for wrong, sentence in (
@@ -193,6 +201,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
             (self.resume and self.eval_only, "--eval_only: evaluates --model; leave out --resume"),
             (four_bits and not self.lora_rank, "--load_in_4bit: is for --lora_rank 1 or more"),
             (not self.eval_lengths, "--eval_lengths: there is none"),
+            (not re.fullmatch(devices, self.device), f"--device {self.device}: is cpu or cuda"),
         ):
             if wrong:
                 raise InputError(sentence)
@@ -202,7 +211,6 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
                 unmasking_schedule(length, (length + 1) // 2, min(self.block_length, length))
             except InputError as error:
                 raise InputError(f"--eval_lengths: {error}") from None
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.device.startswith("cuda") else "float32"
 
@@ -210,16 +218,6 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 def is_tiny(model):
     """Whether a model has a name, or a directory's, that begins with tiny."""
     return bool(re.search("(^|/)tiny[^/]*(/[^/]*)?$", str(model)))
-
-
-def saved_settings(config, given):
-    """The settings of a run to resume; InputError if its task is a file, which would be run and is
-    perhaps a stranger's, and is not `given` as well."""
-    with refusing(f"--resume: {config.output_dir} holds no run to go on with"):
-        saved = dict(json.loads(Path(config.output_dir, "config.json").read_text()))
-    if ".py:" in saved.get("task", "") and "task" not in given:
-        raise InputError(f"--resume: the task is a file, which is run: add --task {saved['task']}")
-    return saved
 
 
 # =================================================================================== 2. The model
@@ -415,7 +413,8 @@ def download(source, weights):
     """The directory of a hub id, or id@revision, perhaps without weights, and its id@commit."""
     files = ["*.json", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
     name, _, revision = source.partition("@")
-    path = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
+    with refusing(f"--model {source}: is not here, and cannot be loaded from the hub"):
+        path = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
     return path, f"{name}@{path.name}"
 
 
@@ -521,6 +520,8 @@ def load_adapters(path, **options):
     model = adapted(model, config).eval()
     report = peft.set_peft_model_state_dict(model, saved)
     refuse_keys((name for name in report.missing_keys if "lora_" in name), report.unexpected_keys)
+    if hasattr(model, "fingerprint"):
+        model.fingerprint = zlib.crc32(repr(sorted(settings.items())).encode(), model.fingerprint)
     return model, tokenizer
 
 
@@ -540,8 +541,9 @@ def read_tokenizer(directory):
         Path(clean, "tokenizer_config.json").write_text(json.dumps(settings))
         process = multiprocessing.get_context("fork").Process(target=try_out, args=[stock, clean])
         process.start()
-        process.join()
-        if process.exitcode:
+        process.join(60)
+        if process.exitcode != 0:
+            process.kill()
             raise ValueError("its tokenizer or chat template takes too much time or memory")
         tokenizer = stock.from_pretrained(clean)
     if not isinstance(tokenizer.chat_template, str | None):
@@ -906,7 +908,8 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     # As many at a time as fit, each rank its share: `generate` in eval mode, without dropout.
     rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
-    rewards = [judge(get_task(config.task).reward, *each) for each in zip(texts, problems)]
+    reward = get_task(config.task).reward
+    rewards = gather(lambda each: judge(reward, *each), [*zip(texts, problems)])
     rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
     w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
     return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
@@ -982,12 +985,12 @@ def rows_to_learn(view):
 
 def gather(function, items):
     """[function(item) for item in items], each rank computing an equal share and getting all."""
-    if WORLD == 1:
-        return [function(item) for item in items]
-    share, parts = math.ceil(len(items) / WORLD), [None] * WORLD
-    mine = (items[i % len(items)] for i in range(RANK * share, (RANK + 1) * share))
-    dist.all_gather_object(parts, [function(item) for item in mine])
-    return sum(parts, [])[: len(items)]
+    turns = range(RANK, math.ceil(len(items) / WORLD) * WORLD, WORLD)
+    mine = [function(items[turn % len(items)]) for turn in turns]
+    parts = [mine] * WORLD
+    if WORLD > 1:
+        dist.all_gather_object(parts, mine)
+    return [each for turn in zip(*parts) for each in turn][: len(items)]
 
 
 def everywhere(flag=True):
@@ -1089,7 +1092,9 @@ def check_model(model, tokenizer, prompts, config):
         two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
         two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
         noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
+        whole = not config.lora_rank and not config.eval_only
         for wrong, sentence in (
+            (whole and hasattr(model, "peft_config"), "it has adapters, but --lora_rank 0"),
             (length > model.config.max_position_embeddings, f"{length} tokens are too many for it"),
             (not encoded.attention_mask.any(1).all(), "a prompt is empty"),
             ((ids >= vocabulary).any(), f"its tokenizer has tokens beyond its {vocabulary}"),
@@ -1142,6 +1147,8 @@ class RunDirectory:
             self.load()
         self.header = json.dumps([self.state, made_from])
         if not self.config.resume:
+            if RANK == 0:
+                remove(self.path / "checkpoint")  # of a run that came no further
             self.save()
         if RANK == 0:
             write_json(self.path / "config.json", self.config.model_dump())
@@ -1247,7 +1254,7 @@ class RunDirectory:
             return
         self.save()
         again = f"{self.config.program} --resume --output_dir {shlex.quote(str(self.path))}"
-        again += f" --task {self.config.task}" if ".py:" in self.config.task else ""
+        again += f" --task {shlex.quote(self.config.task)}" if ".py:" in self.config.task else ""
         raise SystemExit(f"stopped after step {self.state['steps']}; to go on: {again}")
 
 
@@ -1351,27 +1358,27 @@ def train(
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     options = dict(betas=(0.9, 0.99), weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(trained.values(), **options)  # its rate: learning_rate_at
-    run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
-    state = run.state
-
-    def count_pass(*_):
-        state["forward_passes"] += 1
-
-    for network in {model, reference or model}:
-        network.get_decoder().register_forward_pre_hook(count_pass)
-
-    def report(metrics, **more):
-        """The end of a step: an evaluation if it is time for one, and a line in each log."""
-        step = metrics["step"]
-        if step in (0, config.max_steps) or config.eval_every and step % config.eval_every == 0:
-            state["after"] = evaluate_model(model, tokenizer, test_set, config, generate)
-            state["before"] = state["before"] or state["after"]
-            metrics["eval"] = state["after"]
-        state["steps"], metrics["forward_passes"] = step, state["forward_passes"]
-        run.record(metrics=[metrics], **more)
-        watch(run, metrics)
-
     with autocast(config), run.stoppable():
+        run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
+        state = run.state
+
+        def count_pass(*_):
+            state["forward_passes"] += 1
+
+        for network in {model, reference or model}:
+            network.get_decoder().register_forward_pre_hook(count_pass)
+
+        def report(metrics, **more):
+            """The end of a step: an evaluation if it is time for one, and a line in each log."""
+            step, every = metrics["step"], config.eval_every
+            if step in (0, config.max_steps) or every and step % every == 0:
+                state["after"] = evaluate_model(model, tokenizer, test_set, config, generate)
+                state["before"] = state["before"] or state["after"]
+                metrics["eval"] = state["after"]
+            state["steps"], metrics["forward_passes"] = step, state["forward_passes"]
+            run.record(metrics=[metrics], **more)
+            watch(run, metrics)
+
         if not state["before"]:
             report({"step": 0})
         bar = tqdm(range(state["steps"] + 1, config.max_steps + 1), "wd1", disable=RANK > 0)
@@ -1441,17 +1448,18 @@ def parse_arguments(argv=None, config_class=Config):
     classes = [each for each in config_class.__mro__ if issubclass(each, Config)]
     source, group = "".join(map(inspect.getsource, reversed(classes))), parser
     for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", source):
-        if name not in config_class.model_fields:
-            group = parser.add_argument_group(comment) if not name else group
-            continue
-        field = config_class.model_fields[name]
-        kind, choices = field.annotation, get_args(field.annotation)
-        form = "|".join(choices) if get_origin(kind) is Literal else "X"
-        several = {bool: dict(nargs="?", const=True), list[Size]: dict(nargs="+")}.get(kind, {})
-        help = f"{comment} [{field.default}]"
-        group.add_argument(f"--{name}", metavar=form, help=help, **several)
+        if not name:
+            group = parser.add_argument_group(comment)
+        elif field := config_class.model_fields.get(name):
+            kind, help = field.annotation, f"{comment} [{field.default}]"
+            form = "|".join(get_args(kind)) if get_origin(kind) is Literal else "X"
+            several = {bool: dict(nargs="?", const=True), list[Size]: dict(nargs="+")}.get(kind, {})
+            group.add_argument(f"--{name}", metavar=form, help=help, **several)
     given, unknown = parser.parse_known_args(argv)
-    return config_class(**vars(given), **{word.lstrip("-"): "" for word in unknown[:1]})
+    for word in unknown:
+        near = difflib.get_close_matches(word.strip("-"), config_class.model_fields, 1, cutoff=0)
+        raise InputError(f"{word:.60}: there is no such setting; the nearest is --{near[0]}")
+    return config_class(**vars(given))
 
 
 def main(argv=None, config_class=Config, train=train, evaluate=evaluate):

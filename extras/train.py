@@ -54,11 +54,11 @@ class MoreConfig(wd1.Config):
 
     program: ClassVar[str] = "python -m extras.train"
 
-    def __init__(self, **given):
-        preset = OBJECTIVES.get(given.get("objective"), {})
-        if wd1.is_tiny(given.get("model", "tiny")):
-            preset = {name: preset[name] for name in preset.keys() - wd1.PRESETS["tiny"]}
-        super().__init__(**given if given.get("resume") else preset | given)
+    def presets(self):
+        """wd1's, and the objective's, which give way to the tiny models'."""
+        kept = wd1.PRESETS["tiny"] if wd1.is_tiny(self.model) else ()
+        own = OBJECTIVES[self.objective].items()
+        return super().presets() | {name: value for name, value in own if name not in kept}
 
     def check(self):
         super().check()

@@ -78,6 +78,9 @@ def test_train_resume_and_evaluate_on_real_formats(
     assert {"seconds", "forward_passes"} <= summary.keys() and summary["steps"] == 3
 
     options["model"] = directory / "model"
+    assert run(tmp_path, **options | dict(lora_rank=0), out="unused")[0] == (2 if lora_rank else 0)
+    assert bool(lora_rank) == ("it has adapters" in capsys.readouterr().err)
+    shutil.rmtree(tmp_path / "unused", ignore_errors=True)
     assert run(tmp_path, **options, eval_only=True, out="unused")[0] == 0
     assert json.loads(capsys.readouterr().out) == summary["after"]
     assert not (tmp_path / "unused").exists() and not (source / "EXECUTED").exists()
@@ -98,7 +101,11 @@ def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch, dtype):
 
 BAD = """
 --task chess -> --task chess
---bogus 1 -> --bogus
+--bogus 1 -> --bogus: there is no such setting; the nearest is --blanks
+-output_dir x -> -output_dir: there is no such setting
+seed 4 -> seed: there is no such setting
+--data= -> --data ''
+--device mps -> --device mps
 --gen_length 9 -> gen_length 9
 --eval_lengths 9 -> --eval_lengths: gen_length 9
 --diffusion_steps 1 -> denoising steps, not 1
@@ -212,6 +219,22 @@ def test_a_run_goes_on_only_with_what_it_was_made_from(tmp_path, capsys):
     assert run(tmp_path, task, **options, eval_only=True)[0] == 0
     file.write_text("raise SystemExit('this was run')")
     refused(f"--task {file}:Echo")
+
+
+def test_a_run_is_not_mixed_with_one_that_came_no_further_than_its_first_checkpoint(
+    tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise FloatingPointError("stopped")
+
+    directory, collect = tmp_path / "run", dict(collect=fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(wd1.train, "__kwdefaults__", wd1.train.__kwdefaults__ | collect)
+        for seed in range(4):
+            for file in directory.glob("*.json*"):
+                file.unlink()
+            assert run(tmp_path, seed=seed)[0] == 1
+    assert run(tmp_path, resume=True)[0] == 0
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

@@ -8,6 +8,7 @@ from unittest import mock
 from matplotlib.image import imread
 
 import wd1
+from extras import train
 from extras.tests import program
 from extras.watch import chat, pictures
 from test_wd1 import write_checkpoint
@@ -31,7 +32,7 @@ def test_a_conversation_is_remembered_as_far_as_the_context_reaches(tmp_path, ca
 def test_a_run_can_be_watched_and_drawn_and_runs_nothing_that_it_names(tmp_path, capsys):
     talk = lambda *words: program.call(words, chat.main)
     draw = lambda *words: program.call([*words, "--out", tmp_path / "x.png"], pictures.main)
-    _, run = program.run(tmp_path)
+    _, run = program.run(tmp_path, main=train.main)
     assert talk(run, "--problems", 1) == 0
     shown = r"problem: \d{16}   solution: \d{16}\n  step   0  ░{8}\n(.*\n)  step   2  [^░]+░{4}\n"
     assert re.search(shown, capsys.readouterr().out)

@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 
 import wd1
+from extras.train import MoreConfig, sampler
 from rewards import InputError, get_task, judge, refusing
 
 
@@ -80,7 +81,7 @@ def answer(model, tokenizer, turns, config, watch=None):
     mask_id, unknown = model.config.mask_token_id, tokens >= model.config.vocab_size
     if tokens.shape[1] > room or mask_id in tokens or unknown.any():
         raise InputError(f"it has more than {room} tokens, or the mask or unknown ones among them")
-    rollout = wd1.generate(
+    rollout = sampler(config, wd1.generate)(
         model, tokens.to(config.device), gen_length=config.gen_length, steps=config.diffusion_steps,
         block_length=config.block_length, temperature=config.temperature, watch=watch,
     )  # fmt: skip
@@ -88,8 +89,8 @@ def answer(model, tokenizer, turns, config, watch=None):
     return [*turns, dict(role="assistant", content=text)]
 
 
-class ChatConfig(wd1.Config):
-    """wd1.Config with the chat's settings; what is not given is as in the run, if it is one."""
+class ChatConfig(MoreConfig):
+    """MoreConfig with the chat's settings; what is not given is as in the run, if it is one."""
 
     # the chat
     watch: bool = False  # show how each answer is being written
@@ -97,8 +98,8 @@ class ChatConfig(wd1.Config):
 
     program: ClassVar[str] = "python -m extras.watch.chat MODEL"
 
-    def __init__(self, **given):
-        run = given["model"]
+    def __init__(self, /, **given):
+        run = given.get("model", "tiny")
         if Path(run, "model").is_dir():  # `resume` reads its settings, but no task that is a file
             given |= dict(model=f"{run}/model", output_dir=run, resume=True)
         super().__init__(**dict(temperature=0.0) | given)

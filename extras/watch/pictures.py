@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 import wd1
+from extras.train import MoreConfig
 from extras.watch.chat import solve, visible
 from rewards import get_task, refusing
 
@@ -98,7 +99,7 @@ def plot_denoising(runs, out):
     first held-out problem that RL made solvable, if there is one among a hundred.
 
     Coloured cells are masked: the model's guess, and its confidence in it."""
-    config = wd1.Config(output_dir=runs[0], resume=True, device="cpu", dtype="float32")
+    config = MoreConfig(output_dir=runs[0], resume=True, device="cpu", dtype="float32")
     config.eval_only = True
     base, _, tokenizer, _, problems = wd1.set_up(config)
     models, length = [base, wd1.load_model(f"{runs[0]}/model")[0]], config.gen_length
