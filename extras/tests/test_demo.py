@@ -3,6 +3,7 @@
 from functools import partial
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,16 @@ def test_a_base_is_made_once_and_what_cannot_work_is_said_before(tmp_path, monke
         monkeypatch.setattr(type(get_task(REVERSE)), name, value)
         with pytest.raises((InputError, TypeError), match=sentence):
             run(demo.evaluate)
+
+
+def test_the_controls_know_of_right_answers_what_they_should():
+    task, noise = (get_task(f"extras/tasks/controls.py:{name}") for name in ("EitherWay", "Noise"))
+    [problem, other, *_] = task.test(blanks=10)
+    right = problem["solution"]
+    texts = [right, "".join(right[column::4] for column in range(4)), other["solution"]]
+    texts = [f"<answer>{text}</answer>" for text in texts]
+    assert [task.correct(text, problem) for text in texts] == [True, True, False]
+    assert [noise.correct(text, problem) for text in texts] == [True, False, False]
+    drawn = np.array([noise.reward(text, problem) for text in [*map(str, range(1000)), *texts]])
+    assert 0 <= drawn.min() and drawn.max() <= 1 and abs(drawn.mean() - 0.5) < 0.05
+    assert [noise.reward(text, problem) for text in texts] == list(drawn[-3:])
