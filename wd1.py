@@ -103,7 +103,7 @@ PRESETS = {  # what differs from the defaults, by task and for models named tiny
 }
 MAY_CHANGE = """max_steps resume device output_dir save_every eval_every rollout_batch_size
 micro_batch_size""".split()  # when a run is resumed
-Count = Annotated[int, Field(ge=0, lt=1e15)]
+Count = Annotated[int, Field(ge=0, lt=1e15)]  # types of settings, which pydantic checks
 Size = Annotated[int, Field(ge=1, lt=1e15)]
 Strength = Annotated[float, Field(ge=0, lt=1e15)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -39,9 +39,9 @@ PICTURES = {  # of a part of wd1.py: captions, and files in assets/
 ![wd1 at four learning rates: at ten times the demo's it leaves what it had learned.](collapse.png)
 """,
     "section-7": """
-![The objectives side by side on two tasks, five seeds each, with standard errors.](compare.png)
+![Held-out accuracy of four objectives on sudoku, five seeds each, with standard errors.](compare.png)
 
-![The estimates of the likelihood side by side.](estimates.png)
+![The same for wd1, other weights in the place of w-, and two estimates of the likelihood.](variants.png)
 """,
 }
 FIRST_CELL = """\

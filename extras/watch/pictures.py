@@ -47,7 +47,8 @@ def figure(rows, columns, size=(4.2, 3.2), **options):
 def save(sheet, path, axes=None):
     """Writes a picture; under it what the lines of `axes` are."""
     if axes:
-        sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        columns = int(sheet.get_figwidth() // 4)
+        sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     sheet.savefig(path, dpi=130)
 
 
