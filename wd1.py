@@ -85,15 +85,16 @@ from rewards import (
     InputError,
     character_tokenizer,
     get_task,  # a Task by its name: it has train and test problems, a reward and more
-    judge,  # judge(task.reward, text, problem) is a finite number, or says what is wrong with it
-    one_sentence,
+    judge,  # judge(task.reward, text, problem) is a finite number, or raises InputError
+    one_sentence,  # a program ends in one sentence for what goes wrong, not in a traceback
     problems_of,  # which problems a step takes: the training problems in random order
-    refusing,  # with refusing(sentence): what fails inside is an InputError that says so
+    refusing,  # with refusing(sentence): what fails inside is an InputError of this sentence
 )
 
 # =============================================================================== 1. Configuration
 # One class holds every setting of a run; the command line is made from it, and `--help` from the
-# comments. The defaults are those of the published LLaDA-8B runs; PRESETS changes some. Skim it.
+# comments. The defaults, but for the model, are those of the published LLaDA-8B runs; PRESETS
+# changes some, for a task or for tiny models. Skim it.
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 TINY = Path(__file__).with_name("tiny_config.json")
@@ -130,7 +131,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
-    lam: Strength = 1.0  # strength of the KL to the policy before an update; psi = 1 / (lam + beta)
+    lam: Strength = 1.0  # strength of the KL to the sampling policy; psi = 1 / (lam + beta)
     beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: Size = 256  # tokens of a completion, L
@@ -160,7 +161,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     def __init__(self, /, **given):
         given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-        self.fill(given)
+        self.fill(given)  # what presets, and the place of a run to resume, depend on
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         place = self.output_dir or f"runs/{name}"
         saved = {}
@@ -171,7 +172,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
             # The task is perhaps a stranger's file, and would be run.
             if ".py:" in self.task and "task" not in given:
                 raise InputError(f"--resume: the task is a file: add --task {self.task}")
-        self.fill(self.presets() | saved | given | {"output_dir": place})
+        self.fill(self.presets() | saved | given | {"output_dir": place})  # the later ones win
         self.check()
 
     def presets(self):
@@ -180,7 +181,8 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
         return PRESETS.get(self.task, {}) | tiny
 
     def fill(self, settings):
-        """Takes on settings if they have their fields' types; numbers may be given as text."""
+        """Sets every field anew: to what is in `settings`, checked and converted, as text is to
+        numbers, else to its default."""
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -237,8 +239,8 @@ def is_tiny(model):
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
     """One forward pass: logits of the token at each position, given all unmasked ones around it.
 
-    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns that it does
-    not reach are real, and without it all are. positions: long [n], the columns to predict, the
+    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond
+    its width are real, and without it all are. positions: long [n], the columns to predict, the
     only ones that the output head runs on; None for all. Returns float32 [B, n, V]. Rows do not
     depend on their padding: position ids count from the first real token."""
     head = model.get_output_embeddings()
@@ -688,7 +690,7 @@ def generate(
 #
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
 # bound (for a model that writes in random order), noisy by its masks; the one-step estimate is
-# biased, and noisy by the masks that it puts on the prompt. Nothing is divided by the length.
+# biased, and noisy by the masks that it puts on the prompt. No estimate is a mean over tokens.
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
 # at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler
 # wrote after it is no part of o: its weight is 0, or a model would be paid for its padding, and it
@@ -882,7 +884,7 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
 # kilobytes, compute the same weights and draw the same masks; each learns from its share of the
-# rows, and gradients are summed once an update. Another number of ranks changes the random draws,
+# rows, and gradients are summed at each step. Another number of ranks changes the random draws,
 # not the method.
 
 
@@ -949,7 +951,8 @@ def learn(
     model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None without a step), and how many were "skipped", not being finite."""
+    "grad_norm" (None without a step), and how many were "skipped", not being finite. A batch of
+    which no row counts has a gradient of 0, with which AdamW steps on by momentum and decay."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
     for _ in range(config.num_iterations):
@@ -984,9 +987,11 @@ def rows_to_learn(view):
 
 
 def gather(function, items):
-    """[function(item) for item in items], each rank computing an equal share and getting all."""
-    turns = range(RANK, math.ceil(len(items) / WORLD) * WORLD, WORLD)
-    mine = [function(items[turn % len(items)]) for turn in turns]
+    """[function(item) for item in items], each rank computing an equal share and getting all: item
+    i comes from rank i modulo WORLD. All ranks have to call it, and compute equally many: the last
+    round is filled up with repeated items."""
+    numbers = range(RANK, math.ceil(len(items) / WORLD) * WORLD, WORLD)
+    mine = [function(items[number % len(items)]) for number in numbers]
     parts = [mine] * WORLD
     if WORLD > 1:
         dist.all_gather_object(parts, mine)
@@ -1052,7 +1057,8 @@ def describe(batch, config, eos_token_id):
 
 
 def set_up(config, load=load_model):
-    """What a run needs, checked: model, reference or None, tokenizer, training and held-out set."""
+    """What a run needs, checked: model, reference or None, tokenizer, and two datasets.Dataset, of
+    training and of held-out problems."""
     if WORLD > 1 and not dist.is_initialized():
         if config.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -1141,6 +1147,7 @@ class RunDirectory:
         self.refuse_another()
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
+        # The first evaluation, the latest, ...
         self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0, failed=0)
         self.state["logs"] = dict(metrics=0, samples=0, timings=0)  # bytes
         if self.config.resume:
@@ -1224,7 +1231,8 @@ class RunDirectory:
         """Writes the trained model, which load_model and plain transformers or peft read."""
         draft = self.path / "unfinished-model"
         if RANK == 0:
-            remove(draft)  # peft, if it found embeddings changed, might save them
+            remove(draft)
+            # Not the embeddings, which peft might save if it found them changed.
             model.save_pretrained(draft, save_embedding_layers=False, **weights)
             tokenizer.save_pretrained(draft)
             publish(draft, self.path / "model")
@@ -1350,9 +1358,10 @@ def train(
 ) -> dict:  # fmt: skip
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
-    On Ctrl-C or SIGTERM it finishes the sampling or the update that it is at, leaves a checkpoint
-    and raises SystemExit. Killed at any moment it goes on, with `resume`, as if it had never
-    stopped. What does the work may be replaced; watch(run, metrics) is told of each step."""
+    On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
+    and raises SystemExit (in its last step it ends as ever). Killed at any moment after its first
+    checkpoint it goes on, with `resume`, as if it had never stopped. What does the work may be
+    replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
     model, reference, tokenizer, train_set, test_set = set_up(config, load)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -1446,7 +1455,10 @@ def parse_arguments(argv=None, config_class=Config):
         conflict_handler="resolve",  # a subclass may define a setting anew
     )
     classes = [each for each in config_class.__mro__ if issubclass(each, Config)]
-    source, group = "".join(map(inspect.getsource, reversed(classes))), parser
+    source = "".join(map(inspect.getsource, reversed(classes)))
+    group = parser  # of what comes before the first group
+    # `name: ...  # comment` is a setting, `# comment` alone begins a group of them. Values stay the
+    # text that they are: pydantic converts them.
     for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", source):
         if not name:
             group = parser.add_argument_group(comment)
@@ -1456,7 +1468,8 @@ def parse_arguments(argv=None, config_class=Config):
             several = {bool: dict(nargs="?", const=True), list[Size]: dict(nargs="+")}.get(kind, {})
             group.add_argument(f"--{name}", metavar=form, help=help, **several)
     given, unknown = parser.parse_known_args(argv)
-    for word in unknown:
+    if unknown:
+        word = unknown[0]
         near = difflib.get_close_matches(word.strip("-"), config_class.model_fields, 1, cutoff=0)
         raise InputError(f"{word:.60}: there is no such setting; the nearest is --{near[0]}")
     return config_class(**vars(given))
@@ -1476,7 +1489,7 @@ def main(argv=None, config_class=Config, train=train, evaluate=evaluate):
     for when in ("before", "after"):
         figures = "accuracy {accuracy:.1%}, reward {reward:.3f}".format_map(summary[when])
         print(f"{when:>6}: {figures}")
-    print(f"{config.output_dir}/model is the trained model; curve.png shows how it went")
+    print(f"{config.output_dir}/model is the trained model; beside it is what happened")
 
 
 if __name__ == "__main__":
