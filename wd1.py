@@ -910,8 +910,7 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     # As many at a time as fit, each rank its share: `generate` in eval mode, without dropout.
     rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
-    reward = get_task(config.task).reward
-    rewards = gather(lambda each: judge(reward, *each), [*zip(texts, problems)])
+    rewards = judged(get_task(config.task).reward, texts, problems)
     rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
     w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
     return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
@@ -998,6 +997,11 @@ def gather(function, items):
     return [each for turn in zip(*parts) for each in turn][: len(items)]
 
 
+def judged(judgement, texts, problems):
+    """What a Task's reward or correct says of each text: numbers. Every rank judges its share."""
+    return gather(lambda each: judge(judgement, *each), [*zip(texts, problems)])
+
+
 def everywhere(flag=True):
     """Waits for all ranks, and tells whether `flag` is true on each."""
     return all(gather(lambda _: bool(flag), range(WORLD)))
@@ -1045,7 +1049,7 @@ def degenerate(rewards):
 def describe(batch, config, eos_token_id):
     """What the completions are like: metrics. "entropy" is the mean -log p of what was written."""
     task, counted = get_task(config.task), until_eos(batch.rollout.completion, eos_token_id)
-    right = [judge(task.correct, *each) for each in zip(batch.texts, batch.problems)]
+    right = judged(task.correct, batch.texts, batch.problems)
     log_probs = batch.rollout.probability.clamp(min=1e-30).log()[counted]
     return {
         "reward": batch.rewards.mean().item(),
@@ -1489,7 +1493,7 @@ def main(argv=None, config_class=Config, train=train, evaluate=evaluate):
     for when in ("before", "after"):
         figures = "accuracy {accuracy:.1%}, reward {reward:.3f}".format_map(summary[when])
         print(f"{when:>6}: {figures}")
-    print(f"{config.output_dir}/model is the trained model; beside it is what happened")
+    print(f"{config.output_dir}/model is the trained model; curve.png shows how it went")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ All of it is passed to wd1.train from outside; without options it does what wd1.
 """
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 import wd1
 from extras.methods import objectives
@@ -32,6 +34,9 @@ OBJECTIVES = {  # what differs from wd1's settings; the tiny models have their o
 }  # fmt: skip
 
 
+Above0 = Annotated[wd1.Share, Field(gt=0)]
+
+
 class MoreConfig(wd1.Config):
     """wd1.Config with more settings."""
 
@@ -46,7 +51,7 @@ class MoreConfig(wd1.Config):
     confidence_factor: bool = True  # wd1++: weigh tokens with the sampler's confidence
     tempered: bool = False  # wd1++: log p at the sampling temperature, as in the authors' code
     cache: Literal["none", "prefix", "dual"] = "none"  # approximate, fast: keep keys and values
-    threshold: wd1.Share = 1.0  # approximate, fast: also write all surer tokens; 1: exact
+    threshold: Above0 = 1.0  # approximate, fast: also write all surer tokens; 1: exact
     cfg_scale: wd1.Strength = 0.0  # classifier-free guidance of sampling and evaluation
     remasking: Literal["low_confidence", "random"] = "low_confidence"  # what a step leaves masked
     shard: bool = False  # divide the weights among a torchrun's processes (FSDP2)
@@ -56,9 +61,8 @@ class MoreConfig(wd1.Config):
 
     def presets(self):
         """wd1's, and the objective's, which give way to the tiny models'."""
-        kept = wd1.PRESETS["tiny"] if wd1.is_tiny(self.model) else ()
-        own = OBJECTIVES[self.objective].items()
-        return super().presets() | {name: value for name, value in own if name not in kept}
+        tiny = wd1.PRESETS["tiny"] if wd1.is_tiny(self.model) else {}
+        return super().presets() | OBJECTIVES[self.objective] | tiny
 
     def check(self):
         super().check()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import wd1
 from extras.methods.views import shared_noise
-from rewards import get_task, judge
+from rewards import get_task
 
 # ============================================================================ wd1-positive
 # Imitates good completions and leaves the bad ones alone, the paper's ablation. It can only sharpen
@@ -110,7 +110,7 @@ def collect_guesses(generate, *arguments):
     rows = rows._replace(probability=confidence.flatten(0, 1))
     texts, reward = wd1.decode(model, tokenizer, rows.completion), get_task(config.task).reward
     problems = [problem for problem in problems for _ in range(config.diffusion_steps)]
-    rewards = wd1.gather(lambda i: judge(reward, texts[i], problems[i]), range(len(texts)))
+    rewards = wd1.judged(reward, texts, problems)
     rewards = torch.tensor(rewards, device=guess.device).view(len(batch.rewards), -1)  # [N, G T]
     weights = wd1.group_weights(rewards, psi=1 / (config.lam + config.beta))
     guesses = wd1.Batch(problems, rows, texts, rewards, *(w.flatten() for w in weights))

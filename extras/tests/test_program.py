@@ -186,7 +186,7 @@ CHANGED = [  # a file, what is changed in it, and words of the sentence that ref
     ("run/config.json", '"lam": 1.0', '"lam": 2.0', "--lam has changed; start a new run"),
     ("run/config.json", "one_step", "evil", "--likelihood"),
     ("run/config.json", '"lam"', '"lr_scheduler"', "--lr_scheduler"),
-    ("run/config.json", '"batch_size": 4', '"batch_size": "many"', "--batch_size 'many'"),
+    ("run/config.json", '"max_steps": 1', '"max_steps": "many"', "--max_steps 'many'"),
 ]
 
 

@@ -25,6 +25,7 @@ WAYS = """\
 """  # a run, and its forward passes per gradient step, beyond sampling
 BAD = """\
 --objective ppo -> --objective 'ppo'
+--threshold 0 -> --threshold '0'
 --threshold 1.5 -> --threshold '1.5'
 --epsilon 1.5 -> --epsilon '1.5'
 --likelihood trajectory --mc_samples 5 -> only --diffusion_steps 4

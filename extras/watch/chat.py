@@ -41,23 +41,24 @@ def watching(model, tokenizer, length):
     return watch
 
 
-def solve(model, tokenizer, example, config, watch=None):
+def solve(model, tokenizer, example, config, watch=None, generate=wd1.generate):
     """A model's answer to a problem, as evaluation asks: (text, reward, whether it is correct)."""
     task, length = get_task(config.task), config.gen_length
     rollout = wd1.sample(
-        model, tokenizer, [example["prompt"]], config, length, (length + 1) // 2, watch=watch
-    )
+        model, tokenizer, [example["prompt"]], config, length, (length + 1) // 2,
+        generate=generate, watch=watch,
+    )  # fmt: skip
     [text] = wd1.decode(model, tokenizer, rollout.completion)
     return text, judge(task.reward, text, example), judge(task.correct, text, example)
 
 
-def show(model, tokenizer, example, config, title):
+def show(model, tokenizer, example, config, title, generate=wd1.generate):
     """Prints a problem, how `model` denoises its answer, and what that is worth."""
     problem = example["prompt"].removeprefix(get_task(config.task).instruction).strip()
     solution = f"   solution: {example['solution']}" if "solution" in example else ""
     print(f"\n{title}: {visible(problem + solution)}")
     watch = watching(model, tokenizer, config.gen_length)
-    text, reward, correct = solve(model, tokenizer, example, config, watch)
+    text, reward, correct = solve(model, tokenizer, example, config, watch, generate)
     verdict = "correct" if correct else "wrong"
     print(f"  answer    {visible(text)}\n  {verdict}, reward {reward:.2f}\n")
 
@@ -71,7 +72,7 @@ def encode(tokenizer, turns):
         return tokenizer.apply_chat_template(turns, **options).input_ids
 
 
-def answer(model, tokenizer, turns, config, watch=None):
+def answer(model, tokenizer, turns, config, watch=None, generate=wd1.generate):
     """A conversation, as chat templates take it, with one more turn, the model's; without its
     oldest turns, where the context does not reach so far."""
     room = model.config.max_position_embeddings - config.gen_length
@@ -81,7 +82,7 @@ def answer(model, tokenizer, turns, config, watch=None):
     mask_id, unknown = model.config.mask_token_id, tokens >= model.config.vocab_size
     if tokens.shape[1] > room or mask_id in tokens or unknown.any():
         raise InputError(f"it has more than {room} tokens, or the mask or unknown ones among them")
-    rollout = sampler(config, wd1.generate)(
+    rollout = generate(
         model, tokens.to(config.device), gen_length=config.gen_length, steps=config.diffusion_steps,
         block_length=config.block_length, temperature=config.temperature, watch=watch,
     )  # fmt: skip
@@ -97,12 +98,14 @@ class ChatConfig(MoreConfig):
     problems: wd1.Count = 0  # held-out problems to show, instead of talking
 
     program: ClassVar[str] = "python -m extras.watch.chat MODEL"
+    _instruct: bool = False
 
     def __init__(self, /, **given):
         run = given.get("model", "tiny")
         if Path(run, "model").is_dir():  # `resume` reads its settings, but no task that is a file
             given |= dict(model=f"{run}/model", output_dir=run, resume=True)
         super().__init__(**dict(temperature=0.0) | given)
+        self._instruct = "task" in given
 
 
 def main(argv):
@@ -114,11 +117,11 @@ def main(argv):
         load_in_4bit=config.load_in_4bit,
     )  # fmt: skip
     task, turns = get_task(config.task), []
-    asked = any(word.startswith("--task") for word in argv)
+    generate = sampler(config, wd1.generate)
     if config.problems:
         problems = task.test(config.data, config.test_data, config.seed, config.blanks)
         for example in islice(problems, config.problems):
-            show(model, tokenizer, example, config, "problem")
+            show(model, tokenizer, example, config, "problem", generate)
         return
     watch = watching(model, tokenizer, config.gen_length) if config.watch else None
     print("chat: /new begins again; /quit or Ctrl-D ends", file=sys.stderr)
@@ -128,9 +131,9 @@ def main(argv):
         if line == "/new":
             turns = []
         elif line:
-            question = dict(role="user", content=task.instruction * asked + line)
+            question = dict(role="user", content=task.instruction * config._instruct + line)
             try:
-                turns = answer(model, tokenizer, [*turns, question], config, watch)
+                turns = answer(model, tokenizer, [*turns, question], config, watch, generate)
                 print(visible(turns[-1]["content"]), flush=True)
             except InputError as error:
                 print("chat:", visible(str(error)), file=sys.stderr)
