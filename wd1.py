@@ -1149,6 +1149,8 @@ class RunDirectory:
             if RANK == 0:
                 self.lock.acquire()
         self.refuse_another()
+        if RANK == 0 and not self.config.resume:
+            remove(self.path / "checkpoint")  # of a run that came no further
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
         # The first evaluation, the latest, ...
@@ -1158,8 +1160,6 @@ class RunDirectory:
             self.load()
         self.header = json.dumps([self.state, made_from])
         if not self.config.resume:
-            if RANK == 0:
-                remove(self.path / "checkpoint")  # of a run that came no further
             self.save()
         if RANK == 0:
             write_json(self.path / "config.json", self.config.model_dump())
@@ -1240,6 +1240,7 @@ class RunDirectory:
             model.save_pretrained(draft, save_embedding_layers=False, **weights)
             tokenizer.save_pretrained(draft)
             publish(draft, self.path / "model")
+        everywhere()  # what follows reads it
 
     @contextlib.contextmanager
     def stoppable(self):

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -51,6 +52,12 @@ def directory(tmp_path):
 
 def train_all(directory, runs):
     """Trains {name: options}; shard... divide their weights, if only by one."""
+    remove = wd1.remove
+
+    def remove_late(path):
+        time.sleep(0.2)  # time enough for another rank to write there already
+        assert path.name != "checkpoint" or not path.exists()
+        remove(path)
 
     def die(run, metrics):
         if run.path.name == "dies" and metrics["step"] == 1 and wd1.RANK == 1:
@@ -60,6 +67,7 @@ def train_all(directory, runs):
         patch.setattr(rewards.Sudoku, "problems", few_problems)
         patch.setattr(rewards.Sudoku, "reward", even_characters)
         patch.setattr(wd1, "plot", lambda *_: None)
+        patch.setattr(wd1, "remove", remove_late)
         patch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)  # LoRA's differs by rank
         for name, options in runs.items():
             files = dict(model=f"{directory}/start/model", output_dir=f"{directory}/{name}")
@@ -68,6 +76,7 @@ def train_all(directory, runs):
                 alone = wd1.WORLD == 1
                 given = dict(directory=fsdp.ShardedRun) if alone else fsdp.sharded(config)
             wd1.train(config, **given, watch=die)
+            assert wd1.Path(config.output_dir, "model").is_dir()  # for every rank
 
 
 def test_two_processes_do_what_one_does(directory):
