@@ -28,6 +28,8 @@ GREY = "#808080"
 GREYS = "text.color axes.edgecolor axes.labelcolor xtick.color ytick.color grid.color".split()
 STYLE = {
     **dict.fromkeys(GREYS, GREY),
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "axes.grid": True,
     "font.size": 12,
     "grid.alpha": 0.3,
