@@ -12,6 +12,7 @@ assets/bench.png.
 import tempfile
 from functools import partial
 from timeit import timeit
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -77,12 +78,19 @@ def race(functions):
     return pd.DataFrame({"seconds": seconds.median(), "speed": speed.median()})
 
 
+def generate_ending(model, prompt, **options):
+    """wd1.generate where completions end early: half of all tokens are EOS."""
+    with mock.patch.object(model.config, "eos_token_id", [*range(2, model.config.vocab_size, 2)]):
+        return wd1.generate(model, prompt, **options)
+
+
 def samplers(model):
     """{name: a function that samples}, all for equally many tokens."""
     model.config.eos_token_id = model.config.mask_token_id  # which is never sampled: none ends
     prompt = torch.randint(2, 9, (4, 128))
     shape = dict(gen_length=192, steps=96, block_length=32, temperature=0.9)
     kinds = {"plain": plain_generate, "exact": wd1.generate}
+    kinds["exact, ends in the first block"] = generate_ending
     kinds["dual cache"] = train.sampler(settings("--cache", "dual"))
     return {name: partial(kind, model, prompt, **shape) for name, kind in kinds.items()}
 
