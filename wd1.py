@@ -10,20 +10,21 @@ wd1 (arXiv 2507.08838) needs it once and never divides. For every prompt q it sa
 completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
 
     A_i  = r_i - mean_j r_j                             how much better than the group
-    w+_i = softmax_i(psi A)                             what part of the group's pull goes to o_i
-    w-_i = softmax_i(-psi A)                            and what part of its push
+    w+_i = softmax_i(psi A)                             o_i's part of the group's pull upwards
+    w-_i = softmax_i(-psi A)                            and its part of the group's push downwards
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the
 new policy near the one before the update, beta of one that keeps it near a reference. No KL is ever
-computed: lambda enters through psi alone, beta through psi and the policy that is sampled from.
+computed: lambda enters through psi alone, beta through psi and the policy that is sampled from
+(section 5).
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
 A reader who stops after section 5 has read the paper; who goes on to `learn` in section 6 could
-write it. Shapes stand beside tensors: N prompts, G completions each, B = N G rows, P prompt tokens,
-L completion tokens, T denoising steps, V vocabulary entries; b and n are some of the rows, some of
-the columns.
+implement it. Shapes stand beside tensors: N prompts, G completions each, B = N G rows, P prompt
+tokens, L completion tokens, T denoising steps, V vocabulary entries; b and n are some of the rows,
+some of the columns.
 
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku     80 GB GPU
         with --load_in_4bit --gradient_checkpointing                  24 GB GPU
@@ -35,7 +36,9 @@ What few need is passed in from outside, by extras/: diffu-GRPO, wd1++, caches, 
 
 import signal
 
-if __name__ == "__main__":  # Ctrl-C in a library's clean-up would be lost as an exception
+if __name__ == "__main__":
+    # Ctrl-C ends the program while all this is imported: as Python's exception it would be lost
+    # where it meets a library's clean-up.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -102,8 +105,8 @@ PRESETS = {  # what differs from the defaults, by task and for models named tiny
     "sudoku": {"num_iterations": 8},
     "tiny": json.loads(TINY.read_text())["settings"],
 }
-MAY_CHANGE = """max_steps resume device output_dir save_every eval_every rollout_batch_size
-micro_batch_size""".split()  # when a run is resumed
+MAY_CHANGE_ON_RESUME = """max_steps resume device output_dir save_every eval_every
+rollout_batch_size micro_batch_size""".split()
 Count = Annotated[int, Field(ge=0, lt=1e15)]  # types of settings, which pydantic checks
 Size = Annotated[int, Field(ge=1, lt=1e15)]
 Strength = Annotated[float, Field(ge=0, lt=1e15)]
@@ -161,7 +164,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     def __init__(self, /, **given):
         given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-        self.fill(given)  # what presets, and the place of a run to resume, depend on
+        self.fill(given)  # at first for what presets, and the place of a run to resume, depend on
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         place = self.output_dir or f"runs/{name}"
         saved = {}
@@ -169,7 +172,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
             with refusing(f"--resume: {place} holds no run to go on with"):
                 saved = json.loads(Path(place, "config.json").read_text())
                 self.fill(saved)
-            # The task is perhaps a stranger's file, and would be run.
+            # The directory is perhaps a stranger's, and a file that it names would be run.
             if ".py:" in self.task and "task" not in given:
                 raise InputError(f"--resume: the task is a file: add --task {self.task}")
         self.fill(self.presets() | saved | given | {"output_dir": place})  # the later ones win
@@ -207,6 +210,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
         ):
             if wrong:
                 raise InputError(sentence)
+        # These raise InputError for lengths and steps that do not go together.
         unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
         for length in self.eval_lengths:
             try:
@@ -232,17 +236,17 @@ def is_tiny(model):
 #
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds. Only the names of weights differ; Dream, besides, reads its prediction for position k at
-# k - 1. With the causal mask left on nothing would fail, and nothing be learned: `check_model`
-# tries each model before its first step.
+# k - 1. With the causal mask left on, there would be no error, and nothing would be learned:
+# `check_model` tries each model before its first step.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
     """One forward pass: logits of the token at each position, given all unmasked ones around it.
 
-    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns beyond
-    its width are real, and without it all are. positions: long [n], the columns to predict, the
-    only ones that the output head runs on; None for all. Returns float32 [B, n, V]. Rows do not
-    depend on their padding: position ids count from the first real token."""
+    canvas: long [B, P+L]. attention_mask: [B, P] or wider, 0 at left padding; columns that it lacks
+    count as 1, and None as 1 everywhere. positions: long [n], the columns to predict, the only ones
+    that the output head runs on; None for all. Returns float32 [B, n, V]. Rows do not depend on
+    their padding: position ids count from the first real token."""
     head = model.get_output_embeddings()
     return head(hidden_states(model, canvas, attention_mask, positions)).float()
 
@@ -257,16 +261,18 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
         position_ids, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     read_at = columns if positions is None else positions
+    # A shift leaves the first column nothing to be read at; it is a prompt's, and never asked for.
     return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
 
 def as_reference(model):
-    """A context in which a LoRA model is the model it adapts; any other is its own reference."""
+    """A context in which a reference predicts: LoRA's is the model that is trained, its adapters
+    off; any other is a model of its own already."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
 def add_adapters(model, rank):
-    """A PeftModel with new adapters on what the published runs name and LLaDA has."""
+    """A PeftModel with new adapters, on those names of the published list that LLaDA has."""
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
     options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
     return adapted(model, peft.LoraConfig(**options))
@@ -421,7 +427,8 @@ def download(source, weights):
 
 
 def own(file):
-    """Whether a checkpoint has this file. A link may lead to a hub's blobs, nowhere else."""
+    """Whether a checkpoint has this file. A link may lead to a hub's blobs, but to nowhere else on
+    this machine."""
     real = file.resolve()
     return real.is_file() and (real.parent.name == "blobs" or real.parent == file.parent.resolve())
 
@@ -504,7 +511,7 @@ def refuse_keys(*wrong):
 def load_adapters(path, **options):
     """(model, tokenizer) of a LoRA directory: a PeftModel on the base that it names."""
     settings = read_json(path / "adapter_config.json")
-    targets = list(settings["target_modules"])  # names; of a pattern it makes characters
+    targets = list(settings["target_modules"])  # names; a pattern becomes letters, which match none
     known = {name: settings[name] for name in LORA if name in settings}
     config = peft.LoraConfig(**known | {"target_modules": targets})
     for name, value in settings.items():
@@ -556,7 +563,7 @@ def read_tokenizer(directory):
 
 def try_out(stock, directory, seconds=20, size=2**32):
     """Uses a tokenizer for the first time, in a process that ends where it takes too much: a
-    template may loop for ever, and eight replacements may make 10 GB of a letter."""
+    template may loop for ever, and a normalizer's eight replacements make 10 GB of a letter."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     memory = psutil.Process().memory_info().vms + size
     with contextlib.suppress(ValueError):  # macOS has no such limit
@@ -568,7 +575,7 @@ def try_out(stock, directory, seconds=20, size=2**32):
         tokenizer.decode(range(len(tokenizer)))
     except MemoryError:
         os._exit(1)
-    except BaseException:  # which will be said when it happens again
+    except BaseException:  # not too much: who uses it next will see this error again, and report it
         os._exit(0)
 
 
@@ -581,6 +588,8 @@ def try_out(stock, directory, seconds=20, size=2**32):
 #     guess[k] ~ p(o[k] | x)                 at each masked token, on its own
 #     confidence[k] = p(guess[k] | x)        how sure the model is of it
 #
+# (The draw is at the temperature asked for, the confidence always at temperature 1.)
+#
 # Why the surest first? The guesses of one step do not know of each other: asked for a city, two
 # masks may be filled with "New" and "Angeles". Where the model is sure there is little left to
 # choose, and little to get wrong. That is also why fewer steps are worse.
@@ -592,12 +601,13 @@ class Rollout(NamedTuple):
     prompt: Tensor  # long [B, P], as given
     attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
-    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: none, an EOS
+    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: an EOS, unsampled
     probability: Tensor  # float [B, L]: each token's when written, at temperature 1; for metrics
 
 
 def unmasking_schedule(gen_length, steps, block_length):
-    """For each block (its first column, [tokens to write in each of its steps]), remainders first.
+    """For each block (its first column, [tokens to write in each of its steps]). What cannot be
+    shared out evenly goes to the first blocks and steps.
 
     Raises InputError unless blocks fill the completion, and each has a step, each step a token."""
     blocks = gen_length // (block_length or 1)
@@ -609,15 +619,15 @@ def unmasking_schedule(gen_length, steps, block_length):
         raise InputError(f"{gen_length} tokens in {blocks} blocks {sentence}")
     evenly = lambda total, parts: [total // parts + (i < total % parts) for i in range(parts)]
     each = enumerate(evenly(steps, blocks))
-    return [(block * block_length, evenly(block_length, steps)) for block, steps in each]
+    return [(block * block_length, evenly(block_length, its_steps)) for block, its_steps in each]
 
 
 def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from softmax(logits / temperature).
-    The largest noise that float32 can make is 16.6, so that unlikely tokens would never win (arXiv
-    2409.02908): hence float64."""
+    The largest noise that float32 can make is 16.6, so that tokens of less than some e^-16.6 would
+    never win (arXiv 2409.02908): hence float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
@@ -625,7 +635,7 @@ def propose(logits, temperature, generator):
         noisy = logits / temperature - noise  # - log(-log u) is Gumbel's
     proposal = noisy.argmax(-1, keepdim=True)
     log_prob = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)
-    return proposal[..., 0], log_prob.exp().clamp(max=1)
+    return proposal[..., 0], log_prob.exp().clamp(max=1)  # rounding could make it more than 1
 
 
 def most_certain(confidence, masked, count):
@@ -689,8 +699,9 @@ def generate(
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
-# bound (for a model that writes in random order), noisy by its masks; the one-step estimate is
-# biased, and noisy by the masks that it puts on the prompt. No estimate is a mean over tokens.
+# bound (for a model that writes in random order, not the surest first: see section 5), noisy by its
+# masks; the one-step estimate is biased, and noisy by the masks that it puts on the prompt. Both
+# are sums over tokens, and never divided by a length.
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
 # at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler
 # wrote after it is no part of o: its weight is 0, or a model would be paid for its padding, and it
@@ -721,8 +732,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
     Each number takes V logits, of which backward would keep several copies (LLaDA: 130 MB each for
-    256 tokens). So they are computed a chunk of tokens at a time, and again in backward,
-    except the last chunk, which backward needs at once."""
+    256 tokens). So they are computed a chunk of tokens at a time, and again in backward, except
+    the last chunk, with which backward begins."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -752,11 +763,12 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
         log p(S) = sum_{k in S} log p(o[k] | q, o without S)
 
     S is a random subset of size l of the completion's tokens; L counts them up to and with the
-    first EOS, row by row (LLaDA, arXiv 2502.09992). It is also the mean, over all L! orders, of the
-    chain-rule log-likelihood in that order. prompt [B, P], completion [B, L].
-    Options: mc_samples (default 1; their levels l are spread evenly, which lowers the variance),
-    generator, uniform (a function from a number of columns to random numbers in 0..1, float
-    [B, columns], for rows that share their draws)."""
+    first EOS, row by row; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
+    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order.
+    prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
+    spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
+    number of columns to random numbers in 0..1, float [B, columns]: extras/ has one for rows that
+    share their draws)."""
     views = elbo_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
 
@@ -767,9 +779,9 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
     counted = until_eos(completion, config.eos_token_id)  # [B, L]
     length = counted.sum(-1, keepdim=True)  # [B, 1], each row's own L
     views = []
-    for k in range(mc_samples):
-        level = (k + uniform(1)) / mc_samples  # [B, 1], between 0 and 1
-        size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}
+    for draw in range(mc_samples):
+        level = (draw + uniform(1)) / mc_samples  # [B, 1], in this draw's part of 0..1
+        size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}, over all draws
         # The first l tokens in a random order are a uniform subset S. 2 is beyond any draw.
         order = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
         subset = order < size  # [B, L]
@@ -819,15 +831,16 @@ def one_step_views(
 #
 #     pi(o | q) = pi_old(o | q) exp(psi A(o)) / Z
 #
-# Samples of pi_old stand for pi_old already, so each counts as much as its tilt, and that, made to
-# sum to 1, is the softmax of psi A (self-normalised importance sampling). Fitting the model to pi
-# then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model in the update. The
-# same argument with -A gives the policy to stay away from, and w-. Without w- a group of equally
+# with psi = 1 / lambda. Samples of pi_old stand for pi_old already, so all that o_i still needs is
+# the factor exp(psi A_i); made to sum to 1 over the group, that is the softmax of psi A
+# (self-normalised importance sampling). Fitting the model to pi, by the least KL(pi || p), then
+# means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model in the update. The same
+# argument with -A gives the policy to stay away from, and w-. Without w- a group of equally
 # bad completions would be imitated. (The sampler, with its temperature, its choice of the surest
 # and no mask among its tokens, is not exactly the pi whose likelihood is estimated. wd1 accepts
 # that; a ratio would have to correct for it.) With beta KL(pi || ref) besides, pi_old becomes the
-# geometric mixture pi_old^(1-share) ref^share, where share = beta / (lambda + beta): sample from
-# that, token by token, and weigh as before.
+# geometric mixture pi_old^(1-share) ref^share, where share = beta / (lambda + beta), and psi is
+# 1 / (lambda + beta): sample from that, mixed token by token, and weigh as before.
 
 
 def mixture(reference, share):
@@ -905,10 +918,10 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     share = config.beta / (config.lam + config.beta)  # the reference's, in section 5
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
-    lengths = config.gen_length, config.diffusion_steps
+    sizes = config.gen_length, config.diffusion_steps
     prompts = [problem["prompt"] for problem in problems]
-    # As many at a time as fit, each rank its share: `generate` in eval mode, without dropout.
-    rollout = sample(model, tokenizer, prompts, config, *lengths, seed, **options)
+    # `sample` calls `generate` for as many at a time as fit, on each rank for its share.
+    rollout = sample(model, tokenizer, prompts, config, *sizes, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
     rewards = judged(get_task(config.task).reward, texts, problems)
     rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
@@ -918,8 +931,7 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
 
 def draw_views(config, model_config, batch):
     """The forward passes of one gradient step, with fresh masks (by torch's global generator). Rows
-    with w+ = w-, which those of a group with equal rewards are to the bit, get weight 0, and
-    `learn` leaves them out."""
+    with w+ = w-, as in any group with equal rewards, get weight 0: `learn` leaves them out."""
     prompt, completion = batch.rollout.prompt, batch.rollout.completion
     if config.likelihood == "elbo":
         views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
@@ -951,7 +963,8 @@ def learn(
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
     "grad_norm" (None without a step), and how many were "skipped", not being finite. A batch of
-    which no row counts has a gradient of 0, with which AdamW steps on by momentum and decay."""
+    which no row counts has a gradient of 0, with which AdamW steps on by momentum and decay, as in
+    the published runs."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
     for _ in range(config.num_iterations):
@@ -975,20 +988,21 @@ def learn(
 
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Rows of weight 0 fill up the last
-    shares, so that every rank takes equally many, and one at least: all have gradients to sum."""
+    shares, so that every rank takes equally many, and one at least: all have gradients to sum, and
+    draw equally many random numbers, so that they will draw the same masks again."""
     counts = (view.weight != 0).any(1)  # [B]
     first = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
     return first[RANK::WORLD][:share]
 
 
-# ----------------------------------------- what surrounds them: skip to `train`, under "the loop"
+# ----------------------- what `collect` and `learn` stand on: skip to `train`, under "the loop"
 
 
 def gather(function, items):
     """[function(item) for item in items], each rank computing an equal share and getting all: item
-    i comes from rank i modulo WORLD. All ranks have to call it, and compute equally many: the last
-    round is filled up with repeated items."""
+    i comes from rank i modulo WORLD. All ranks have to call it, and compute equally many (with FSDP
+    they run the model together): the last round is filled up with repeated items."""
     numbers = range(RANK, math.ceil(len(items) / WORLD) * WORLD, WORLD)
     mine = [function(items[number % len(items)]) for number in numbers]
     parts = [mine] * WORLD
@@ -1068,13 +1082,15 @@ def set_up(config, load=load_model):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()  # gloo on CPUs, and NCCL on GPUs
         atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
-    task, adapt = get_task(config.task), config.lora_rank and not config.eval_only
+    task = get_task(config.task)
+    adapt = config.lora_rank and not config.eval_only
     files = config.data, config.test_data, config.seed, config.blanks
     test_set = task.test(*files)
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
     train_set = test_set if config.eval_only else task.train(*files)
     if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
         raise InputError(f"--task {config.task}: its test problems are all training problems")
+    # Weights that are trained are kept in float32.
     dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
     options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
     model, tokenizer = load(config.model, **options)
@@ -1229,7 +1245,8 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
-        self.header = json.dumps([self.state, self.made_from])  # of a checkpoint after this step
+        # Of a checkpoint after this step: a step that a signal breaks off goes on counting passes.
+        self.header = json.dumps([self.state, self.made_from])
 
     def finish(self, model, tokenizer, **weights):
         """Writes the trained model, which load_model and plain transformers or peft read."""
@@ -1244,7 +1261,8 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def stoppable(self):
-        r"""Ctrl-C or SIGTERM asks the loop to stop. (Ctrl-\ is SIGQUIT, and ends all at once.)"""
+        r"""Ctrl-C or SIGTERM asks the loop to stop (Ctrl-\ is SIGQUIT, and ends all at once). At
+        the end the directory is free for others."""
 
         def ask(*_):
             self.asked = True
@@ -1324,7 +1342,7 @@ def plot(path):
 def made_from(config, model, train_set, test_set):
     """What a run is made from: `--resume` refuses any other, by its name here."""
     settings = config.model_dump().items()
-    parts = {f"--{name}": value for name, value in settings if name not in MAY_CHANGE}
+    parts = {f"--{name}": value for name, value in settings if name not in MAY_CHANGE_ON_RESUME}
     parts["the task's file"] = Path(inspect.getfile(type(get_task(config.task)))).read_text()
     parts["one of the problems"] = [train_set[:], test_set[:]]
     parts["the model or its tokenizer"] = model.fingerprint
@@ -1379,7 +1397,7 @@ def train(
         def count_pass(*_):
             state["forward_passes"] += 1
 
-        for network in {model, reference or model}:
+        for network in {model, reference or model}:  # LoRA's reference is the model itself
             network.get_decoder().register_forward_pre_hook(count_pass)
 
         def report(metrics, **more):
@@ -1485,7 +1503,7 @@ def main(argv=None, config_class=Config, train=train, evaluate=evaluate):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config = parse_arguments(argv, config_class)
-    if RANK:
+    if RANK:  # what is printed is the same on all
         sys.stdout = open(os.devnull, "w")
     if config.eval_only:
         print(json.dumps(evaluate(config), indent=2))

@@ -175,7 +175,7 @@ def test_every_setting_but_those_that_may_change_is_a_mark_of_the_run():
     config, rows = wd1.Config(model="tiny"), Dataset.from_list([{"prompt": "?"}])
     marks = wd1.made_from(config, Mock(fingerprint=1), rows, rows)
     settings = {mark[2:] for mark in marks if mark.startswith("--")}
-    assert settings == config.model_dump().keys() - set(wd1.MAY_CHANGE)
+    assert settings == config.model_dump().keys() - set(wd1.MAY_CHANGE_ON_RESUME)
 
 
 CHANGED = [  # a file, what is changed in it, and words of the sentence that refuses to go on
