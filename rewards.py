@@ -86,7 +86,7 @@ def one_sentence():
         try:
             yield
         except Exception as error:
-            several = os.environ.get("WORLD_SIZE", "1") != "1"
+            several = os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(error, InputError)
             lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
             too_large = re.search("OutOfMemory|MemoryError|allocate memory", f"{type(error)} {error}")
             if not (
@@ -95,8 +95,8 @@ def one_sentence():
                 or isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
             ):
                 raise
-            hint = "; --resume goes on from the last checkpoint" if lost else ""
-            print(f"wd1: {cause(error)}{hint}", file=sys.stderr)
+            ended = "another process has ended: see why; --resume goes on from a checkpoint"
+            print(f"wd1: {ended if lost else cause(error)}", file=sys.stderr)
             sys.exit(2 if isinstance(error, InputError) else 1)
 
 

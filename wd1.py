@@ -923,6 +923,7 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     # `sample` calls `generate` for as many at a time as fit, on each rank for its share.
     rollout = sample(model, tokenizer, prompts, config, *sizes, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
+    transformers.set_seed(seed_of(*seed))  # for rewards that draw
     rewards = judged(get_task(config.task).reward, texts, problems)
     rewards = torch.tensor(rewards, device=config.device).view(-1, config.num_generations)
     w_plus, w_minus = group_weights(rewards, psi=1 / (config.lam + config.beta))
@@ -1178,12 +1179,12 @@ class RunDirectory:
         if not self.config.resume:
             self.save()
         if RANK == 0:
-            write_json(self.path / "config.json", self.config.model_dump())
             for name, size in self.state["logs"].items():
                 with (self.path / f"{name}.jsonl").open("ab") as log:
                     if log.tell() < size:
                         raise InputError(f"--resume: {log.name} is shorter than it was")
                     log.truncate(size)
+            write_json(self.path / "config.json", self.config.model_dump())
         self.clock = time.monotonic()
 
     def load(self):
@@ -1219,6 +1220,7 @@ class RunDirectory:
             if self.state["steps"]:
                 write_json(self.path / "summary.json", self.state)
                 plot(self.path)
+        everywhere()  # torchrun gives rank 0 half a minute once another rank has ended
 
     def write_checkpoint(self, path, header):
         if RANK == 0:
@@ -1284,7 +1286,10 @@ class RunDirectory:
         if everywhere(not self.asked):
             return
         self.save()
-        again = f"{self.config.program} --resume --output_dir {shlex.quote(str(self.path))}"
+        program = self.config.program
+        if WORLD > 1:
+            program = program.replace("python", f"torchrun --nproc_per_node {WORLD}", 1)
+        again = f"{program} --resume --output_dir {shlex.quote(str(self.path))}"
         again += f" --task {shlex.quote(self.config.task)}" if ".py:" in self.config.task else ""
         raise SystemExit(f"stopped after step {self.state['steps']}; to go on: {again}")
 
@@ -1394,7 +1399,7 @@ def train(
         run.restore(trained, optimizer, made_from(config, model, train_set, test_set))
         state = run.state
 
-        def count_pass(*_):
+        def count_pass(*_):  # of this process: on several, about their share of all
             state["forward_passes"] += 1
 
         for network in {model, reference or model}:  # LoRA's reference is the model itself
@@ -1417,11 +1422,11 @@ def train(
         for step in bar:
             run.stop_if_asked()
             seed, problems = (config.seed, step), problems_at(step, train_set, config)
-            transformers.set_seed(seed_of(*seed))  # draws depend on the step alone
             batch = collect(model, reference, tokenizer, problems, config, seed, generate)
             run.stop_if_asked()  # the same samples will be drawn again
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
             metrics = {"step": step, **describe(batch, config, model.config.eos_token_id)}
+            transformers.set_seed(seed_of(*seed))  # masks depend on the step alone
             metrics |= learn(model, optimizer, batch, config)
             check_progress(state, metrics, trained, config)
             samples = [  # the first group

@@ -83,7 +83,8 @@ def clip_shares(model, trained, max_norm):
 
 class ShardedRun(wd1.RunDirectory):
     """A run's directory whose checkpoints are directories with a file a rank, which any number of
-    ranks reads again: one process may use it as well, to go on from what several have left."""
+    ranks reads again: a program of one process may give it to wd1.train as well, to go on from what
+    several have left."""
 
     def write_checkpoint(self, path, header):
         if wd1.RANK == 0:

@@ -187,6 +187,7 @@ CHANGED = [  # a file, what is changed in it, and words of the sentence that ref
     ("run/config.json", "one_step", "evil", "--likelihood"),
     ("run/config.json", '"lam"', '"lr_scheduler"', "--lr_scheduler"),
     ("run/config.json", '"max_steps": 1', '"max_steps": "many"', "--max_steps 'many'"),
+    ("run/metrics.jsonl", '{"step": 0', "", "is shorter than it was"),
 ]
 
 

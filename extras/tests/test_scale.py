@@ -52,12 +52,24 @@ def directory(tmp_path):
 
 def train_all(directory, runs):
     """Trains {name: options}; shard... divide their weights, if only by one."""
-    remove = wd1.remove
+    remove, publish, save = wd1.remove, wd1.publish, wd1.RunDirectory.save
 
     def remove_late(path):
         time.sleep(0.2)  # time enough for another rank to write there already
         assert path.name != "checkpoint" or not path.exists()
         remove(path)
+
+    def publish_late(draft, path):
+        time.sleep(0.2)
+        publish(draft, path)
+
+    def save_and_look(run):
+        save(run)  # no rank goes on before the checkpoint is there
+        assert [*run.path.glob(f"checkpoint/step-{run.state['steps']:07}-*")]
+
+    def reward(task, completion, example):
+        torch.rand(1 + wd1.RANK)  # a reward that draws, on each rank otherwise
+        return even_characters(task, completion, example)
 
     def die(run, metrics):
         if run.path.name == "dies" and metrics["step"] == 1 and wd1.RANK == 1:
@@ -65,9 +77,11 @@ def train_all(directory, runs):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards.Sudoku, "problems", few_problems)
-        patch.setattr(rewards.Sudoku, "reward", even_characters)
+        patch.setattr(rewards.Sudoku, "reward", reward)
         patch.setattr(wd1, "plot", lambda *_: None)
         patch.setattr(wd1, "remove", remove_late)
+        patch.setattr(wd1, "publish", publish_late)
+        patch.setattr(wd1.RunDirectory, "save", save_and_look)
         patch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)  # LoRA's differs by rank
         for name, options in runs.items():
             files = dict(model=f"{directory}/start/model", output_dir=f"{directory}/{name}")
@@ -106,9 +120,25 @@ def test_two_processes_do_what_one_does(directory):
 def test_a_lost_rank_is_noticed_and_one_process_goes_on(directory):
     endless = {"dies": dict(max_steps=99, save_every=1)}
     code, output = elsewhere(2, train_all, directory, endless)
-    assert code == 1 and "--resume goes on" in output, output
+    assert code == 1 and "another process has ended" in output, output
     train_all(directory, {"dies": dict(max_steps=3, resume=True)})
     assert [line["step"] for line in metrics(directory / "dies")] == [0, 1, 2, 3]
+
+
+def test_several_ranks_stop_with_the_words_that_go_on_and_input_is_not_blamed_on_others(
+    tmp_path, monkeypatch, capsys
+):
+    run = wd1.RunDirectory(wd1.Config(**QUICK, output_dir=tmp_path / "run"))
+    run.state = {"steps": 3}
+    monkeypatch.setattr(wd1, "WORLD", 2)
+    monkeypatch.setattr(wd1, "everywhere", lambda flag: False)
+    monkeypatch.setattr(run, "save", lambda: None)
+    with pytest.raises(SystemExit, match="torchrun --nproc_per_node 2 wd1.py --resume --output"):
+        run.stop_if_asked()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit), wd1.one_sentence():
+        raise InputError("no Connection to the hub")
+    assert capsys.readouterr().err == "wd1: no Connection to the hub\n"
 
 
 def test_what_cannot_be_divided_or_written_is_refused_in_a_sentence(tmp_path, monkeypatch):
