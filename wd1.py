@@ -379,8 +379,9 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the
     prediction for position k is read at k - 1, as in Dream) set, and `model.source`, which for a
-    hub id has the revision that was loaded. Raises InputError, in one
-    sentence, for anything that cannot be loaded faithfully."""
+    hub id has the revision that was loaded. After a tiny model torch computes on one thread, unless
+    OMP_NUM_THREADS says otherwise. Raises InputError, in one sentence, for anything that cannot be
+    loaded faithfully."""
     path = TINY if source == "tiny" else Path(source)
     with refusing(f"--model {source}: cannot be loaded"):
         if not path.exists():
