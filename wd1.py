@@ -14,10 +14,10 @@ completions o_i, scores them, and *imitates the good ones and un-imitates the ba
     w-_i = softmax_i(-psi A)                            and its part of the group's push downwards
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
-psi = 1 / (lambda + beta) says how greedy: lambda is the strength of a KL penalty that keeps the
-new policy near the one before the update, beta of one that keeps it near a reference. No KL is ever
-computed: lambda enters through psi alone, beta through psi and the policy that is sampled from
-(section 5).
+psi = 1 / (lambda + beta) says how greedy. In the objective that all this approximates lambda is the
+strength of a KL penalty that keeps the new policy near the one before, beta of one that keeps it
+near a reference. No KL is ever computed, and so none is enforced: lambda enters through psi alone,
+beta through psi and the policy that is sampled from (section 5).
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
@@ -120,8 +120,8 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     model: Text = "tiny"  # hub id, directory, or LLaDA config.json; tiny: random weights
     task: Text = "sudoku"  # sudoku, countdown, gsm8k, math, or FILE.py:CLASS, a Task of yours
-    data: Optional[Text] = None  # a .csv or .jsonl file of problems, not the task's own
-    test_data: Optional[Text] = None  # a file of held-out problems, not a fifth of --data
+    data: Optional[Text] = None  # a .csv or .jsonl file of problems, instead of the task's own
+    test_data: Optional[Text] = None  # a file of held-out problems, instead of a fifth of --data
     blanks: Size = 8  # sudoku: empty cells of a generated puzzle
     output_dir: Optional[Text] = None  # where the run is written; runs/<model>-<task>
     resume: bool = False  # go on from the checkpoint in output_dir
@@ -134,7 +134,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
-    lam: Strength = 1.0  # strength of the KL to the sampling policy; psi = 1 / (lam + beta)
+    lam: Strength = 1.0  # strength of the KL to the policy before a step; psi = 1 / (lam + beta)
     beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: Size = 256  # tokens of a completion, L
@@ -164,7 +164,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     def __init__(self, /, **given):
         given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-        self.fill(given)  # at first for what presets, and the place of a run to resume, depend on
+        self.fill(given)  # a first time: presets and the place depend on some of them
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         place = self.output_dir or f"runs/{name}"
         saved = {}
@@ -234,10 +234,12 @@ def is_tiny(model):
 #
 #     p(o[k] | x) = softmax(logits[k])[o[k]]
 #
+# (k counts from the first token of the completion; the canvas has P columns before it.)
+#
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds. Only the names of weights differ; Dream, besides, reads its prediction for position k at
-# k - 1. With the causal mask left on, there would be no error, and nothing would be learned:
-# `check_model` tries each model before its first step.
+# k - 1. With the causal mask left on there would be no error: the model would write nonsense, and
+# be trained on that. So `check_model` tries each model before its first step.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
@@ -258,10 +260,11 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
     if attention_mask is not None and not attention_mask.all():
         beyond = canvas.shape[1] - attention_mask.shape[1]
         real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
-        position_ids, visible = (real.cumsum(-1) - 1).clamp(min=0), real[:, None, None]
+        position_ids = (real.cumsum(-1) - 1).clamp(min=0)
+        visible = real[:, None, None]  # [B, 1, 1, P+L]: of four dimensions it is used as it is
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     read_at = columns if positions is None else positions
-    # A shift leaves the first column nothing to be read at; it is a prompt's, and never asked for.
+    # A shift leaves the first column nothing to be read at; it is never sampled or scored.
     return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
 
@@ -589,7 +592,8 @@ def try_out(stock, directory, seconds=20, size=2**32):
 #     guess[k] ~ p(o[k] | x)                 at each masked token, on its own
 #     confidence[k] = p(guess[k] | x)        how sure the model is of it
 #
-# (The draw is at the temperature asked for, the confidence always at temperature 1.)
+# (The guess is drawn at the temperature asked for, its confidence is always that at temperature 1;
+# both leave out the mask token.)
 #
 # Why the surest first? The guesses of one step do not know of each other: asked for a city, two
 # masks may be filled with "New" and "Angeles". Where the model is sure there is little left to
@@ -602,7 +606,7 @@ class Rollout(NamedTuple):
     prompt: Tensor  # long [B, P], as given
     attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
-    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each token; T: an EOS, unsampled
+    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each; T: none. For extras/
     probability: Tensor  # float [B, L]: each token's when written, at temperature 1; for metrics
 
 
@@ -612,7 +616,7 @@ def unmasking_schedule(gen_length, steps, block_length):
 
     Raises InputError unless blocks fill the completion, and each has a step, each step a token."""
     blocks = gen_length // (block_length or 1)
-    if not gen_length == blocks * block_length <= 2**20:
+    if gen_length != blocks * block_length or gen_length > 2**20:
         sentence = f"is no multiple of block_length {block_length}, up to a million"
         raise InputError(f"gen_length {gen_length} {sentence}")
     if not 0 < blocks <= steps <= gen_length:
@@ -654,13 +658,14 @@ def generate(
     """Samples completions by iterative unmasking. Returns a Rollout, with no mask left in it.
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the
-    likeliest token. generator: a torch.Generator on the prompt's device; it fixes every draw. A row
-    with an EOS in a finished block is done: what is right of that block is no part of o and becomes
-    EOS, unsampled. Raises InputError for lengths and steps that do not go together.
+    likeliest token. generator: a torch.Generator on the prompt's device; it fixes every draw. A
+    completion ends at its first EOS: what is right of the block with it is not even sampled, and
+    becomes EOS. Raises InputError for lengths and steps that do not go together.
 
     Three functions may be given. policy(model, canvas [b, P+L], attention_mask, positions [n]):
     logits [b, n, V]. choose(confidence [b, n], masked [b, n], count): the places to write, bool
-    [b, n]. watch(step, rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
+    [b, n], `count` or more of those masked. watch(step, rows [b], canvas [b, P+L], proposal [b, n],
+    confidence [b, n]) looks on."""
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
     attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
@@ -765,7 +770,8 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
 
     S is a random subset of size l of the completion's tokens; L counts them up to and with the
     first EOS, row by row; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
-    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order.
+    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order: the
+    last l tokens of a random order are a random S, and the first of these is one of its l tokens.
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
     number of columns to random numbers in 0..1, float [B, columns]: extras/ has one for rows that
@@ -782,7 +788,8 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
     views = []
     for draw in range(mc_samples):
         level = (draw + uniform(1)) / mc_samples  # [B, 1], in this draw's part of 0..1
-        size = 1 + (level * length).long().clamp(max=length - 1)  # l ~ U{1..L}, over all draws
+        # l ~ U{1..L}, over all draws. (Rounding may make a level 1.)
+        size = 1 + (level * length).long().clamp(max=length - 1)
         # The first l tokens in a random order are a uniform subset S. 2 is beyond any draw.
         order = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
         subset = order < size  # [B, L]
@@ -841,7 +848,8 @@ def one_step_views(
 # and no mask among its tokens, is not exactly the pi whose likelihood is estimated. wd1 accepts
 # that; a ratio would have to correct for it.) With beta KL(pi || ref) besides, pi_old becomes the
 # geometric mixture pi_old^(1-share) ref^share, where share = beta / (lambda + beta), and psi is
-# 1 / (lambda + beta): sample from that, mixed token by token, and weigh as before.
+# 1 / (lambda + beta): sample from that (mixed token by token, which is not quite that of whole
+# completions), and weigh as before.
 
 
 def mixture(reference, share):
@@ -867,7 +875,9 @@ def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
         w+ = softmax(psi A)
         w- = softmax(-psi A)
 
-    Constants. Each sums to 1, so a group whose rewards are equal is favoured nowhere: w+ = w-."""
+    Both sum to 1, and no gradient flows into them. Where a group's rewards are equal A = 0, so that
+    w+ = w- = 1/G, and nothing is pulled. Where rewards lie between 0 and 1, as sudoku's do, psi = 1
+    makes the best's w+ at most e times the worst's."""
     rewards = 1.0 * rewards  # whole numbers have no mean
     scaled = psi * advantages(rewards.detach())
     return scaled.softmax(-1), (-scaled).softmax(-1)
@@ -886,18 +896,17 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 # =========================================================================== 6. The training loop
 # Four lines, for each step:
 #
-#     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts
+#     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts (or the mixture)
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
 #     theta = theta - eta grad loss      mu times, by AdamW, each with fresh masks
 #     pi_old = pi                        which takes no copy: start again, with new samples
 #
 # `collect` is the first two, `learn` the third, and `train`, at the end, the loop. mu > 1 makes
 # more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from
-# leaving what it knows is a small learning rate eta. (Where rewards lie between 0 and 1, as
-# sudoku's do, psi = 1 makes the best's w+ at most e times the worst's.)
+# leaving what it knows is a small learning rate eta.
 #
-# On several GPUs each process ("rank") samples its share; all then hold the whole batch, a few
-# kilobytes, compute the same weights and draw the same masks; each learns from its share of the
+# On several GPUs each process ("rank") samples its share; all then hold the whole batch, less than
+# a megabyte, compute the same weights and draw the same masks; each learns from its share of the
 # rows, and gradients are summed at each step. Another number of ranks changes the random draws,
 # not the method.
 
@@ -915,7 +924,8 @@ class Batch:
 
 
 def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
-    """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch."""
+    """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch.
+    problems: B dicts, the same G times in a row; seed: numbers, the run's and the step's."""
     share = config.beta / (config.lam + config.beta)  # the reference's, in section 5
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
@@ -991,11 +1001,11 @@ def learn(
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Rows of weight 0 fill up the last
     shares, so that every rank takes equally many, and one at least: all have gradients to sum, and
-    draw equally many random numbers, so that they will draw the same masks again."""
+    LoRA's dropout draws equally many numbers from the generator that the next masks come from."""
     counts = (view.weight != 0).any(1)  # [B]
-    first = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
+    ordered = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
-    return first[RANK::WORLD][:share]
+    return ordered[RANK::WORLD][:share]
 
 
 # ----------------------- what `collect` and `learn` stand on: skip to `train`, under "the loop"
@@ -1248,7 +1258,8 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
-        # Of a checkpoint after this step: a step that a signal breaks off goes on counting passes.
+        # What a checkpoint says, if it is made before the end of the next step: `state` goes on
+        # counting forward passes in a step that a signal then breaks off.
         self.header = json.dumps([self.state, self.made_from])
 
     def finish(self, model, tokenizer, **weights):
@@ -1424,10 +1435,10 @@ def train(
             run.stop_if_asked()
             seed, problems = (config.seed, step), problems_at(step, train_set, config)
             batch = collect(model, reference, tokenizer, problems, config, seed, generate)
-            run.stop_if_asked()  # the same samples will be drawn again
+            run.stop_if_asked()  # --resume will draw the same samples
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
             metrics = {"step": step, **describe(batch, config, model.config.eos_token_id)}
-            transformers.set_seed(seed_of(*seed))  # masks depend on the step alone
+            transformers.set_seed(seed_of(*seed))  # the same masks on all ranks, and after --resume
             metrics |= learn(model, optimizer, batch, config)
             check_progress(state, metrics, trained, config)
             samples = [  # the first group
