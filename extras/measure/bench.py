@@ -123,7 +123,7 @@ def main():
     found = pd.concat([race(samplers(model)), race(updates(model))])
     for size in VOCABULARIES:
         found[f"MB, V {size:,}"] = pd.Series(updates(build(size))).map(peak)
-    print(table(found.round(2)))
+    print(table(found.map("{:.2f}".format).replace("nan", "")))
     bars(found.drop(columns="seconds"), "assets/bench.png")
 
 
