@@ -55,12 +55,12 @@ def train_all(directory, runs):
     remove, publish, save = wd1.remove, wd1.publish, wd1.RunDirectory.save
 
     def remove_late(path):
-        time.sleep(0.2)  # time enough for another rank to write there already
+        time.sleep(0.05)  # time enough for another rank to write there already
         assert path.name != "checkpoint" or not path.exists()
         remove(path)
 
     def publish_late(draft, path):
-        time.sleep(0.2)
+        time.sleep(0.05)
         publish(draft, path)
 
     def save_and_look(run):
