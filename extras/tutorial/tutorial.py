@@ -25,7 +25,7 @@ PICTURES = {  # of a part of wd1.py: captions, and files in assets/
     "section-3": """
 ![An answer being written, before and after RL: coloured cells are still masked.](denoising.png)
 
-![Tokens per second of each way to sample, and memory of an update above the weights.](bench.png)
+![Speed beside a plain implementation, and memory of an update above the weights.](bench.png)
 """,
     "section-4": """
 ![Variance of the estimates, of the loss and of its gradient, by how masks are drawn.](variance.png)
@@ -39,7 +39,7 @@ PICTURES = {  # of a part of wd1.py: captions, and files in assets/
 ![wd1 at four learning rates: at ten times the demo's it leaves what it had learned.](collapse.png)
 """,
     "section-7": """
-![Held-out accuracy of four objectives on sudoku, five seeds each, with standard errors.](compare.png)
+![Held-out accuracy of four objectives on two tasks, five seeds each, with standard errors.](compare.png)
 
 ![The same for wd1, other weights in the place of w-, and two estimates of the likelihood.](variants.png)
 """,
