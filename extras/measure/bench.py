@@ -1,7 +1,7 @@
 """How fast, and in how much memory: wd1.py beside a plain implementation of the published sampler
 and update.
 
-    make bench                                            # 20 minutes on two cores
+    make bench                                            # ten minutes on two cores
 
 One run on one machine; what is compared takes turns, so that a busy machine slows all of it;
 medians of three rounds. Weights are random: time and memory do not depend on them. Memory is that

@@ -115,7 +115,7 @@ def bars(frame, out):
     sheet, places = figure(1, len(frame.columns), sharey=True)
     frame[::-1].plot.barh(subplots=True, ax=places, legend=False)
     for axes in places.flat:
-        axes.bar_label(axes.containers[0], fmt=lambda size: f" {size:.3g}" if size else "")
+        axes.bar_label(axes.containers[0], fmt=lambda size: f" {float(f'{size:.3g}'):g}" if size else "")
         axes.margins(x=0.25)  # for the numbers, which no line should cross
         axes.grid(False)
     save(sheet, out)
