@@ -86,18 +86,20 @@ def one_sentence():
         try:
             yield
         except Exception as error:
-            several = os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(error, InputError)
-            lost = several and re.search("onnection|gloo|NCCL", str(error))  # another process
+            refused = isinstance(error, InputError)
+            several = os.environ.get("WORLD_SIZE", "1") != "1"
+            lost = several and not refused and re.search("onnection|gloo|NCCL", str(error))
             too_large = re.search("OutOfMemory|MemoryError|allocate memory", f"{type(error)} {error}")
             if not (
                 lost
                 or too_large
-                or isinstance(error, InputError | FloatingPointError | OSError | SafetensorError)
+                or refused
+                or isinstance(error, FloatingPointError | OSError | SafetensorError)
             ):
                 raise
             ended = "another process has ended: see why; --resume goes on from a checkpoint"
             print(f"wd1: {ended if lost else cause(error)}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, InputError) else 1)
+            sys.exit(2 if refused else 1)
 
 
 def judge(judgement, completion, example) -> float:

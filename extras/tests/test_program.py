@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from statistics import fmean
 from unittest.mock import Mock
 
 import pytest
@@ -91,12 +92,14 @@ def test_train_resume_and_evaluate_on_real_formats(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_learns_what_is_rewarded(tmp_path, monkeypatch, dtype):
-    """The loop as a whole: more even characters after 15 steps."""
+    """The loop as a whole: more even characters after 15 steps. Means of five steps, since problems
+    differ: where nothing is learned they rise by 0.05 at most, and here by 0.17 at least (three
+    seeds)."""
     monkeypatch.setattr(rewards.Sudoku, "reward", even_characters)
     options = dict(max_steps=15, eval_every=0, batch_size=32, num_generations=8, temperature=1.0)
     _, directory = run(tmp_path, dtype=dtype, learning_rate=3e-3, **options)
     values = [line["reward"] for line in metrics(directory)[1:]]
-    assert sum(values[-3:]) / 3 > sum(values[:3]) / 3 + 0.1
+    assert fmean(values[-5:]) > fmean(values[:5]) + 0.1
 
 
 BAD = """

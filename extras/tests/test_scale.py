@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -90,7 +91,7 @@ def train_all(directory, runs):
                 alone = wd1.WORLD == 1
                 given = dict(directory=fsdp.ShardedRun) if alone else fsdp.sharded(config)
             wd1.train(config, **given, watch=die)
-            assert wd1.Path(config.output_dir, "model").is_dir()  # for every rank
+            assert Path(config.output_dir, "model").is_dir()  # for every rank
 
 
 def test_two_processes_do_what_one_does(directory):
