@@ -672,6 +672,11 @@ def test_every_step_draws_new_masks_and_leaves_out_rows_that_teach_nothing(likel
     assert len(torch.stack(seen[:8]).unique(dim=0)) == 8
 
 
+def test_each_combination_of_numbers_has_a_seed_of_its_own():
+    numbers = [each for size in range(5) for each in itertools.product(range(4), repeat=size)]
+    assert len({wd1.seed_of(*each) for each in numbers}) == len(numbers)
+
+
 def test_an_update_that_is_not_finite_is_skipped_and_one_that_is_large_is_clipped():
     model, config, batch, views = make_batch(max_grad_norm=1e-3, num_iterations=2)
     weights = lambda: parameters_to_vector(model.parameters()).detach()

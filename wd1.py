@@ -6,25 +6,23 @@ compute the probability of the finished text, a sum over all orders. PPO and GRP
 times per update (for the old, the reference and the current policy) and take ratios of what are
 poor estimates of it.
 
-wd1 (arXiv 2507.08838) needs it once and never divides. For every prompt q it samples a group of G
-completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
+wd1 (arXiv 2507.08838) needs it once per update and never divides. For every prompt q it samples a
+group of G completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
 
     A_i  = r_i - mean_j r_j                             how much better than the group
     w+_i = softmax_i(psi A)                             o_i's part of the group's pull upwards
     w-_i = softmax_i(-psi A)                            and its part of the group's push downwards
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
-psi = 1 / (lambda + beta) says how greedy. In the objective that all this approximates lambda is the
-strength of a KL penalty that keeps the new policy near the one before, beta of one that keeps it
-near a reference. No KL is ever computed, and so none is enforced: lambda enters through psi alone,
-beta through psi and the policy that is sampled from (section 5).
+psi = 1 / (lambda + beta) says how sharply the weights prefer the best. lambda and beta are the
+strengths of two KL penalties, neither of which is ever computed: section 5.
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
-A reader who stops after section 5 has read the paper; who goes on to `learn` in section 6 could
+A reader who stops after section 5 has read the paper; one who goes on to `learn` in section 6 could
 implement it. Shapes stand beside tensors: N prompts, G completions each, B = N G rows, P prompt
-tokens, L completion tokens, T denoising steps, V vocabulary entries; b and n are some of the rows,
-some of the columns.
+tokens, L completion tokens, T denoising steps, V vocabulary entries; b are some of the rows, n some
+of the columns.
 
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku     80 GB GPU
         with --load_in_4bit --gradient_checkpointing                  24 GB GPU
@@ -37,8 +35,8 @@ What few need is passed in from outside, by extras/: diffu-GRPO, wd1++, caches, 
 import signal
 
 if __name__ == "__main__":
-    # Ctrl-C ends the program while all this is imported: as Python's exception it would be lost
-    # where it meets a library's clean-up.
+    # Ctrl-C ends the program while all this is imported: a KeyboardInterrupt could be swallowed by
+    # a library.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -87,7 +85,7 @@ from tqdm import tqdm
 from rewards import (
     InputError,
     character_tokenizer,
-    get_task,  # a Task by its name: it has train and test problems, a reward and more
+    get_task,  # a Task by its name: it has train, test, reward, correct and scores
     judge,  # judge(task.reward, text, problem) is a finite number, or raises InputError
     one_sentence,  # a program ends in one sentence for what goes wrong, not in a traceback
     problems_of,  # which problems a step takes: the training problems in random order
@@ -141,13 +139,13 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     diffusion_steps: Size = 128  # denoising steps of a completion, T
     block_length: Size = 32  # tokens of a block; blocks are finished left to right
     temperature: Strength = 0.9  # of sampling in training; evaluation is at 0
-    rollout_batch_size: Size = 24  # completions sampled at a time; changes the draws
+    rollout_batch_size: Size = 24  # completions sampled at a time; changes what is drawn
     # the update
     max_steps: Size = 1000  # training steps; each samples one batch
     batch_size: Size = 48  # completions a step, B = N G
     num_generations: Size = 6  # completions a prompt, G
     num_iterations: Size = 12  # gradient steps on each batch, mu
-    micro_batch_size: Size = 6  # rows a forward pass; changes memory, and the draws of dropout
+    micro_batch_size: Size = 6  # rows a forward pass; changes memory, and what dropout draws
     learning_rate: Strength = 3e-6  # AdamW's, at first
     lr_decay: Share = 0.0  # the share of the rate that is gone, evenly, after the last step
     weight_decay: Strength = 0.1  # AdamW's
@@ -164,7 +162,9 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
     def __init__(self, /, **given):
         given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
-        self.fill(given)  # a first time: presets and the place depend on some of them
+        # Defaults give way to presets, presets to what a run has saved, and that to what is given.
+        # The first calls of `fill` find out model, task and place.
+        self.fill(given)
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         place = self.output_dir or f"runs/{name}"
         saved = {}
@@ -175,7 +175,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
             # The directory is perhaps a stranger's, and a file that it names would be run.
             if ".py:" in self.task and "task" not in given:
                 raise InputError(f"--resume: the task is a file: add --task {self.task}")
-        self.fill(self.presets() | saved | given | {"output_dir": place})  # the later ones win
+        self.fill(self.presets() | saved | given | {"output_dir": place})
         self.check()
 
     def presets(self):
@@ -210,7 +210,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
         ):
             if wrong:
                 raise InputError(sentence)
-        # These raise InputError for lengths and steps that do not go together.
+        # Called for what it raises, an InputError for lengths and steps that do not go together.
         unmasking_schedule(self.gen_length, self.diffusion_steps, self.block_length)
         for length in self.eval_lengths:
             try:
@@ -237,9 +237,9 @@ def is_tiny(model):
 # (k counts from the first token of the completion; the canvas has P columns before it.)
 #
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
-# heeds. Only the names of weights differ; Dream, besides, reads its prediction for position k at
-# k - 1. With the causal mask left on there would be no error: the model would write nonsense, and
-# be trained on that. So `check_model` tries each model before its first step.
+# heeds. They differ in the names of their weights; Dream also reads its prediction for position k
+# at k - 1. With the causal mask left on there would be no error: the model would write nonsense,
+# and be trained on that. So `check_model` tries each model before its first step.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
@@ -261,16 +261,16 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
         beyond = canvas.shape[1] - attention_mask.shape[1]
         real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
         position_ids = (real.cumsum(-1) - 1).clamp(min=0)
-        visible = real[:, None, None]  # [B, 1, 1, P+L]: of four dimensions it is used as it is
+        visible = real[:, None, None]  # [B, 1, 1, P+L]: used as it is, having 4 dimensions
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     read_at = columns if positions is None else positions
-    # A shift leaves the first column nothing to be read at; it is never sampled or scored.
+    # A shift leaves column 0 nothing to be read at; but that is never sampled or scored.
     return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
 
 def as_reference(model):
-    """A context in which a reference predicts: LoRA's is the model that is trained, its adapters
-    off; any other is a model of its own already."""
+    """A context in which a reference predicts: LoRA's is the trained model with its adapters off,
+    that of a full fine-tune a second model."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
@@ -307,7 +307,7 @@ def decode(model, tokenizer, tokens):
 
 
 # ------------------------- reading checkpoints: skip this on a first reading, and go to section 3
-# They come from strangers: JSON, safetensors and tokenizers' tables are read, never code or
+# Checkpoints come from strangers: JSON, safetensors and tokenizers' tables are read, never code or
 # pickles, and of their settings only those that are listed here.
 
 FAMILIES = dict(line.split() for line in """\
@@ -411,7 +411,7 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
                     bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                 )  # fmt: skip
             model = from_weights(stock, config, read_weights(path), **options)
-    if device != "meta":
+    if device != "meta":  # what --resume knows the model by
         hashes = [torch.hash_tensor(weight).item() for weight in model.parameters()]
         tables = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
         model.fingerprint = zlib.crc32(repr([hashes, tables]).encode())
@@ -500,8 +500,8 @@ def from_weights(stock, config, weights, **options):
         embedding = weights["model.embed_tokens.weight"]
         if not torch.equal(weights.setdefault("lm_head.weight", embedding), embedding):
             raise ValueError("the output head is tied to the embedding, but differs from it")
-    wanted, found = ({(k, *w.shape) for k, w in each.items()} for each in (expected, weights))
-    refuse_keys(wanted ^ found)
+    shapes = lambda tensors: {(name, *tensor.shape) for name, tensor in tensors.items()}
+    refuse_keys(shapes(expected) ^ shapes(weights))
     return stock.from_pretrained(None, config=config, state_dict=weights, **options)
 
 
@@ -566,8 +566,8 @@ def read_tokenizer(directory):
 
 
 def try_out(stock, directory, seconds=20, size=2**32):
-    """Uses a tokenizer for the first time, in a process that ends where it takes too much: a
-    template may loop for ever, and a normalizer's eight replacements make 10 GB of a letter."""
+    """Uses a tokenizer for the first time, in a process that ends where it takes too much: a chat
+    template may loop for ever, a normalizer multiply a letter until it fills the memory."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     memory = psutil.Process().memory_info().vms + size
     with contextlib.suppress(ValueError):  # macOS has no such limit
@@ -579,7 +579,7 @@ def try_out(stock, directory, seconds=20, size=2**32):
         tokenizer.decode(range(len(tokenizer)))
     except MemoryError:
         os._exit(1)
-    except BaseException:  # not too much: who uses it next will see this error again, and report it
+    except BaseException:  # any other error: the caller will meet it again, and report it
         os._exit(0)
 
 
@@ -606,7 +606,7 @@ class Rollout(NamedTuple):
     prompt: Tensor  # long [B, P], as given
     attention_mask: Tensor  # [B, P]: 0 at left padding
     completion: Tensor  # long [B, L]
-    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each; T: none. For extras/
+    written_at: Tensor  # long [B, L]: the step, from 0, that wrote each, or T. For extras/
     probability: Tensor  # float [B, L]: each token's when written, at temperature 1; for metrics
 
 
@@ -614,7 +614,8 @@ def unmasking_schedule(gen_length, steps, block_length):
     """For each block (its first column, [tokens to write in each of its steps]). What cannot be
     shared out evenly goes to the first blocks and steps.
 
-    Raises InputError unless blocks fill the completion, and each has a step, each step a token."""
+    Raises InputError unless blocks fill the completion, every block has a step and every step a
+    token."""
     blocks = gen_length // (block_length or 1)
     if gen_length != blocks * block_length or gen_length > 2**20:
         sentence = f"is no multiple of block_length {block_length}, up to a million"
@@ -636,8 +637,9 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        noise = torch.rand(logits.shape, **options).log_().neg_().log_()  # in place: 1 GB at LLaDA
-        noisy = logits / temperature - noise  # - log(-log u) is Gumbel's
+        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 1 GB at LLaDA.
+        minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
+        noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
     log_prob = logits.gather(-1, proposal)[..., 0] - logits.logsumexp(-1)
     return proposal[..., 0], log_prob.exp().clamp(max=1)  # rounding could make it more than 1
@@ -662,10 +664,10 @@ def generate(
     completion ends at its first EOS: what is right of the block with it is not even sampled, and
     becomes EOS. Raises InputError for lengths and steps that do not go together.
 
-    Three functions may be given. policy(model, canvas [b, P+L], attention_mask, positions [n]):
-    logits [b, n, V]. choose(confidence [b, n], masked [b, n], count): the places to write, bool
-    [b, n], `count` or more of those masked. watch(step, rows [b], canvas [b, P+L], proposal [b, n],
-    confidence [b, n]) looks on."""
+    Three functions may be given; `mixture` is a policy, others are in extras/. policy(model, canvas
+    [b, P+L], attention_mask, positions [n]): logits [b, n, V]. choose(confidence [b, n], masked
+    [b, n], count): the places to write, bool [b, n], `count` or more of those masked. watch(step,
+    rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
     attention_mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
@@ -705,13 +707,15 @@ def generate(
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
-# bound (for a model that writes in random order, not the surest first: see section 5), noisy by its
-# masks; the one-step estimate is biased, and noisy by the masks that it puts on the prompt. Both
-# are sums over tokens, and never divided by a length.
+# bound (for a model that writes in random order, not the surest first: see section 5), noisy
+# because its masks are random; the one-step estimate is biased, and noisy because it masks some of
+# the prompt. Both are sums over tokens, and never divided by a length.
+#
+# A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
+# is 0, or a model would be paid for its padding, and it is hidden, so that the model cannot peek.
+#
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
-# at a time, so that one graph is alive. A completion ends with its first EOS. What the sampler
-# wrote after it is no part of o: its weight is 0, or a model would be paid for its padding, and it
-# is hidden, so that the model cannot peek.
+# at a time, so that one autograd graph is in memory.
 
 
 class View(NamedTuple):
@@ -738,8 +742,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
     Each number takes V logits, of which backward would keep several copies (LLaDA: 130 MB each for
-    256 tokens). So they are computed a chunk of tokens at a time, and again in backward, except
-    the last chunk, with which backward begins."""
+    256 tokens). So they are computed a chunk of tokens at a time, and again in backward (gradient
+    checkpointing). The last chunk is needed first: keeping it costs nothing."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -771,7 +775,9 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
     S is a random subset of size l of the completion's tokens; L counts them up to and with the
     first EOS, row by row; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
     ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order: the
-    last l tokens of a random order are a random S, and the first of these is one of its l tokens.
+    last l tokens of a random order are a random S, and which of the l comes first is random, too:
+    hence 1/l. A sum over l is L times the mean over l.
+
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
     number of columns to random numbers in 0..1, float [B, columns]: extras/ has one for rows that
@@ -834,26 +840,28 @@ def one_step_views(
 
 
 # ========================================================== 5. Advantages, group weights and loss
-# The policy that maximises E[A] - lambda KL(pi || pi_old) is pi_old, tilted towards what is better
-# (Z makes it sum to 1):
+# The policy that maximises E[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a mixture of the
+# policy before the step and the reference, tilted towards what is better (Z makes it sum to 1):
 #
-#     pi(o | q) = pi_old(o | q) exp(psi A(o)) / Z
+#     mix = pi_old^(1 - s) ref^s
+#     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
-# with psi = 1 / lambda. Samples of pi_old stand for pi_old already, so all that o_i still needs is
-# the factor exp(psi A_i); made to sum to 1 over the group, that is the softmax of psi A
-# (self-normalised importance sampling). Fitting the model to pi, by the least KL(pi || p), then
-# means maximising sum_i w+_i log p(o_i | q): no ratio, and no second model in the update. The same
-# argument with -A gives the policy to stay away from, and w-. Without w- a group of equally
-# bad completions would be imitated. (The sampler, with its temperature, its choice of the surest
-# and no mask among its tokens, is not exactly the pi whose likelihood is estimated. wd1 accepts
-# that; a ratio would have to correct for it.) With beta KL(pi || ref) besides, pi_old becomes the
-# geometric mixture pi_old^(1-share) ref^share, where share = beta / (lambda + beta), and psi is
-# 1 / (lambda + beta): sample from that (mixed token by token, which is not quite that of whole
-# completions), and weigh as before.
+# with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
+# Completions are sampled from mix already (mixed token by token, which is not quite the same), so
+# that all that o_i still needs is the factor exp(psi A_i); made to sum to 1 over the group, that is
+# the softmax of psi A (self-normalised importance sampling). Fitting the model p to pi_new, by the
+# least KL(pi_new || p), then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second
+# model in the update. The same argument with -A gives the policy to stay away from, and w-, which
+# wd1 subtracts. Without it a group of equally bad completions would be imitated.
+#
+# No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
+# alone. And the sampler, with its temperature, its choice of the surest and its ban on the mask
+# token, is not exactly the policy whose likelihood is estimated. wd1 accepts that; a ratio would
+# have to correct for it.
 
 
 def mixture(reference, share):
-    """A policy for `generate`: pi^(1-share) ref^share, which an average of logits is."""
+    """A policy for `generate`: p^(1-share) ref^share is, but for Z, an average of logits."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -878,7 +886,7 @@ def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
     Both sum to 1, and no gradient flows into them. Where a group's rewards are equal A = 0, so that
     w+ = w- = 1/G, and nothing is pulled. Where rewards lie between 0 and 1, as sudoku's do, psi = 1
     makes the best's w+ at most e times the worst's."""
-    rewards = 1.0 * rewards  # whole numbers have no mean
+    rewards = 1.0 * rewards  # a mean needs floats
     scaled = psi * advantages(rewards.detach())
     return scaled.softmax(-1), (-scaled).softmax(-1)
 
@@ -888,8 +896,8 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 
         loss = - sum_i (w+_i - w-_i) log p(o_i | q)
 
-    It has no lower bound, since what is pushed down may fall for ever: small steps keep it in hand
-    (section 6), and its value says nothing of progress."""
+    It has no lower bound, since what is pushed down may fall for ever: small steps keep it in hand,
+    and its value says nothing of progress."""
     return -((w_plus - w_minus) * log_likelihood).sum(-1).mean()
 
 
@@ -898,12 +906,12 @@ def wd1_loss(log_likelihood, w_plus, w_minus) -> Tensor:
 #
 #     o_1, ..., o_G ~ pi_old(o | q)      sample G completions for each of N prompts (or the mixture)
 #     r_i = reward(o_i)                  score them; their weights follow, and stay as they are
-#     theta = theta - eta grad loss      mu times, by AdamW, each with fresh masks
-#     pi_old = pi                        which takes no copy: start again, with new samples
+#     theta = theta - eta grad loss      mu times (num_iterations), by AdamW, each with fresh masks
+#     pi_old = p                         no copy is made: the next samples are those of the new p
 #
 # `collect` is the first two, `learn` the third, and `train`, at the end, the loop. mu > 1 makes
-# more of each expensive sample, but drifts from the policy that wrote it. What keeps a run from
-# leaving what it knows is a small learning rate eta.
+# more of each expensive sample, but drifts from the policy that wrote it. What keeps p near pi_old
+# is a small learning rate eta. Functions that are arguments below are for extras/ to replace.
 #
 # On several GPUs each process ("rank") samples its share; all then hold the whole batch, less than
 # a megabyte, compute the same weights and draw the same masks; each learns from its share of the
@@ -1035,7 +1043,8 @@ def everywhere(flag=True):
 
 def seed_of(*numbers):
     """A seed of its own for each combination of numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    # (How many they are is one of them: numpy takes 1, 2 for 1, 2, 0.)
+    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
 
 
 def autocast(config):
@@ -1061,7 +1070,7 @@ def sample(
         generator = torch.Generator(config.device).manual_seed(seed_of(*seed, first))
         given = dict(attention_mask=batch.attention_mask[rows], generator=generator)
         rollout = generate(model, batch.input_ids[rows], **given, **options)
-        return rollout._make(tensor.cpu() for tensor in rollout)
+        return rollout._make(tensor.cpu() for tensor in rollout)  # to be sent to other ranks
 
     parts = gather(part, range(0, len(prompts), size))
     return parts[0]._make(torch.cat(tensors).to(config.device) for tensors in zip(*parts))
@@ -1096,13 +1105,13 @@ def set_up(config, load=load_model):
         atexit.register(dist.destroy_process_group)  # its threads may abort a process that ends
     task = get_task(config.task)
     adapt = config.lora_rank and not config.eval_only
-    files = config.data, config.test_data, config.seed, config.blanks
-    test_set = task.test(*files)
+    origin = config.data, config.test_data, config.seed, config.blanks
+    test_set = task.test(*origin)
     test_set = test_set.select(range(min(config.eval_size, len(test_set))))
-    train_set = test_set if config.eval_only else task.train(*files)
+    train_set = test_set if config.eval_only else task.train(*origin)
     if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
         raise InputError(f"--task {config.task}: its test problems are all training problems")
-    # Weights that are trained are kept in float32.
+    # Weights that are trained are kept in float32; new adapters are, by peft's doing.
     dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
     options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
     model, tokenizer = load(config.model, **options)
@@ -1129,7 +1138,7 @@ def check_model(model, tokenizer, prompts, config):
         length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
         two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
         two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
-        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]
+        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]; a shift adds 1
         whole = not config.lora_rank and not config.eval_only
         for wrong, sentence in (
             (whole and hasattr(model, "peft_config"), "it has adapters, but --lora_rank 0"),
@@ -1159,7 +1168,7 @@ class RunDirectory:
 
     def __init__(self, config):
         self.config, self.path, self.asked = config, Path(config.output_dir), False
-        self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # dropped by the system
+        self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # dropped if we die
         self.refuse_another()
 
     def refuse_another(self):
@@ -1181,7 +1190,7 @@ class RunDirectory:
             remove(self.path / "checkpoint")  # of a run that came no further
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
-        # The first evaluation, the latest, ...
+        # before: the first evaluation; after: the latest, ...
         self.state = dict(before=None, after=None, steps=0, seconds=0.0, forward_passes=0, failed=0)
         self.state["logs"] = dict(metrics=0, samples=0, timings=0)  # bytes
         if self.config.resume:
@@ -1258,8 +1267,8 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
-        # What a checkpoint says, if it is made before the end of the next step: `state` goes on
-        # counting forward passes in a step that a signal then breaks off.
+        # A copy, for a checkpoint in the midst of the next step: that step is then done again, and
+        # the forward passes that `state` counts in it are not to count twice.
         self.header = json.dumps([self.state, self.made_from])
 
     def finish(self, model, tokenizer, **weights):
@@ -1382,7 +1391,7 @@ def learning_rate_at(step, config):
 
 
 def check_progress(state, metrics, trained, config):
-    """Ends a run of which nothing will come: its weights are not finite, or three steps in a row
+    """Ends a run that will come to nothing: its weights are not finite, or three steps in a row
     had no update, or the last one had none."""
     step, finite = metrics["step"], all(bool(w.isfinite().all()) for w in trained.values())
     state["failed"] = state["failed"] + 1 if metrics["loss"] is None else 0
@@ -1399,7 +1408,7 @@ def train(
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
-    and raises SystemExit (in its last step it ends as ever). Killed at any moment after its first
+    and raises SystemExit (in the last step it just finishes). Killed at any moment after its first
     checkpoint it goes on, with `resume`, as if it had never stopped. What does the work may be
     replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
@@ -1417,8 +1426,8 @@ def train(
         for network in {model, reference or model}:  # LoRA's reference is the model itself
             network.get_decoder().register_forward_pre_hook(count_pass)
 
-        def report(metrics, **more):
-            """The end of a step: an evaluation if it is time for one, and a line in each log."""
+        def end_step(metrics, **more):
+            """An evaluation, if it is time for one, and a line in each log."""
             step, every = metrics["step"], config.eval_every
             if step in (0, config.max_steps) or every and step % every == 0:
                 state["after"] = evaluate_model(model, tokenizer, test_set, config, generate)
@@ -1429,7 +1438,7 @@ def train(
             watch(run, metrics)
 
         if not state["before"]:
-            report({"step": 0})
+            end_step({"step": 0})
         bar = tqdm(range(state["steps"] + 1, config.max_steps + 1), "wd1", disable=RANK > 0)
         for step in bar:
             run.stop_if_asked()
@@ -1445,7 +1454,7 @@ def train(
                 dict(step=step, prompt=problems[0]["prompt"], completion=text, reward=reward)
                 for text, reward in zip(batch.texts, batch.rewards[0].tolist())
             ]
-            report(metrics, samples=samples)
+            end_step(metrics, samples=samples)
             held_out = state["after"]["accuracy"]
             bar.set_postfix(reward=metrics["reward"], held_out=held_out, refresh=False)
             if step == config.max_steps or step % config.save_every == 0:
@@ -1455,8 +1464,8 @@ def train(
 
 
 # ================================================================================== 7. Evaluation
-# On problems kept from training, at temperature 0, as a user would ask. The reward of samples may
-# rise while held-out accuracy falls.
+# On problems that are not trained on, at temperature 0, as a user would ask. The reward of samples
+# may rise while held-out accuracy falls.
 
 
 def evaluate_model(model, tokenizer, test_set, config, generate=generate):
