@@ -9,7 +9,7 @@ demo: .venv/ready  ## from nothing to a picture: pretrain the tiny base, train i
 	$(RUN) -m extras.demo --output_dir runs/tiny-demo
 
 test: .venv/ready  ## all tests, on the CPU, two at a time; those that fork in a process of their own
-	$(RUN) -m pytest -q -n 2 --ignore extras/tests/test_faults.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --ignore extras/tests/test_faults.py
 	$(RUN) -m pytest -q extras/tests/test_faults.py
 
 compare: .venv/ready  ## the paper's claims on the tiny models: tables and curves; resumable

@@ -222,13 +222,13 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
 
 
 def is_tiny(model):
-    """Whether a model has a name, or a directory's, that begins with tiny."""
+    """Whether a model's name, or its directory's, begins with tiny."""
     return bool(re.search("(^|/)tiny[^/]*(/[^/]*)?$", str(model)))
 
 
 # =================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask. It was trained to
-# restore text of which a random part was masked, so every position sees every other. It reads a
+# restore text of which a random part was masked; every position sees every other. It reads a
 # canvas x, a prompt and a completion o of which some tokens are masks, and its output at a masked
 # position k is a distribution over the token that belongs there:
 #
@@ -239,7 +239,8 @@ def is_tiny(model):
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds. They differ in the names of their weights; Dream also reads its prediction for position k
 # at k - 1. With the causal mask left on there would be no error: the model would write nonsense,
-# and be trained on that. So `check_model` tries each model before its first step.
+# and be trained on that. So `check_model` changes a token before the first step, and looks whether
+# those on its left notice.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
@@ -269,13 +270,13 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
 
 
 def as_reference(model):
-    """A context in which a reference predicts: LoRA's is the trained model with its adapters off,
-    that of a full fine-tune a second model."""
+    """The context in which a model predicts as the reference (section 5): LoRA's with its adapters
+    off; a full fine-tune's, a second model, as it is."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
 def add_adapters(model, rank):
-    """A PeftModel with new adapters, on those names of the published list that LLaDA has."""
+    """A PeftModel with new adapters, on the layers of the published list that LLaDA has."""
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
     options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
     return adapted(model, peft.LoraConfig(**options))
@@ -382,9 +383,8 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
     Returns (model, tokenizer): a stock transformers model in eval mode (a PeftModel for LoRA), with
     `model.config.mask_token_id` (int), `.eos_token_id` (int or list) and `.logit_shift` (bool: the
     prediction for position k is read at k - 1, as in Dream) set, and `model.source`, which for a
-    hub id has the revision that was loaded. After a tiny model torch computes on one thread, unless
-    OMP_NUM_THREADS says otherwise. Raises InputError, in one sentence, for anything that cannot be
-    loaded faithfully."""
+    hub id has the revision that was loaded. Raises InputError, in one sentence, for anything that
+    cannot be loaded faithfully."""
     path = TINY if source == "tiny" else Path(source)
     with refusing(f"--model {source}: cannot be loaded"):
         if not path.exists():
@@ -416,8 +416,6 @@ def load_model(source, *, device="cpu", dtype=torch.float32, seed=0, load_in_4bi
         tables = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template
         model.fingerprint = zlib.crc32(repr([hashes, tables]).encode())
     model.source = str(source)
-    if model.num_parameters() < 10**7 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more would mostly wait for each other
     return model.eval(), tokenizer
 
 
@@ -597,7 +595,7 @@ def try_out(stock, directory, seconds=20, size=2**32):
 #
 # Why the surest first? The guesses of one step do not know of each other: asked for a city, two
 # masks may be filled with "New" and "Angeles". Where the model is sure there is little left to
-# choose, and little to get wrong. That is also why fewer steps are worse.
+# choose, and little to get wrong. Fewer steps, of more guesses each, are worse for the same reason.
 
 
 class Rollout(NamedTuple):
@@ -632,8 +630,8 @@ def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from softmax(logits / temperature).
-    The largest noise that float32 can make is 16.6, so that tokens of less than some e^-16.6 would
-    never win (arXiv 2409.02908): hence float64."""
+    In float32 that noise ends at 16.6 (u < 1 - 2^-24), and tokens of a probability below some
+    e^-16.6 would never win (arXiv 2409.02908): hence float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
@@ -707,12 +705,13 @@ def generate(
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
-# bound (for a model that writes in random order, not the surest first: see section 5), noisy
-# because its masks are random; the one-step estimate is biased, and noisy because it masks some of
-# the prompt. Both are sums over tokens, and never divided by a length.
+# bound (for a model that writes in random order, not the surest first), noisy because its masks are
+# random; the one-step estimate is biased, and noisy because it masks some of the prompt. Both are
+# sums over tokens, and never divided by a length.
 #
 # A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
-# is 0, or a model would be paid for its padding, and it is hidden, so that the model cannot peek.
+# is 0 (else a model would be paid for its padding), and it is hidden, so that the model cannot
+# peek.
 #
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
 # at a time, so that one autograd graph is in memory.
@@ -741,9 +740,9 @@ def token_log_probs(model, prompt, view, attention_mask=None):
 def chunked_log_probs(head, states, target, *, max_logits=2**24):
     """log softmax(head(states))[target]: states [n, H], target long [n] -> float [n].
 
-    Each number takes V logits, of which backward would keep several copies (LLaDA: 130 MB each for
-    256 tokens). So they are computed a chunk of tokens at a time, and again in backward (gradient
-    checkpointing). The last chunk is needed first: keeping it costs nothing."""
+    Each log-probability takes V logits, of which backward would keep several copies (LLaDA: 130 MB
+    each for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward
+    (gradient checkpointing). Backward begins with the last chunk, which is therefore kept."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -756,8 +755,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
 def log_likelihood(model, prompt, views, attention_mask=None):
     """The estimate that `views` make of log p(o|q): float [B], with gradient."""
-    log_probs = [token_log_probs(model, prompt, view, attention_mask) for view in views]
-    return sum((view.weight * each).sum(-1) for view, each in zip(views, log_probs))
+    terms = (view.weight * token_log_probs(model, prompt, view, attention_mask) for view in views)
+    return sum(term.sum(-1) for term in terms)
 
 
 def until_eos(completion, eos_token_id):
@@ -772,11 +771,11 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
         ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
         log p(S) = sum_{k in S} log p(o[k] | q, o without S)
 
-    S is a random subset of size l of the completion's tokens; L counts them up to and with the
-    first EOS, row by row; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
-    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order: the
-    last l tokens of a random order are a random S, and which of the l comes first is random, too:
-    hence 1/l. A sum over l is L times the mean over l.
+    S is a random subset of size l of the completion's tokens; here L counts them, row by row, up to
+    and with the first EOS; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
+    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order: with
+    l tokens to go these are a random S, and the next is any of them: log p(S) / l on average.
+    Summing over l is L times the mean.
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
@@ -886,8 +885,7 @@ def group_weights(rewards, psi=1.0) -> tuple[Tensor, Tensor]:
     Both sum to 1, and no gradient flows into them. Where a group's rewards are equal A = 0, so that
     w+ = w- = 1/G, and nothing is pulled. Where rewards lie between 0 and 1, as sudoku's do, psi = 1
     makes the best's w+ at most e times the worst's."""
-    rewards = 1.0 * rewards  # a mean needs floats
-    scaled = psi * advantages(rewards.detach())
+    scaled = psi * advantages(1.0 * rewards.detach())  # a mean needs floats
     return scaled.softmax(-1), (-scaled).softmax(-1)
 
 
@@ -937,9 +935,9 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     share = config.beta / (config.lam + config.beta)  # the reference's, in section 5
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
-    sizes = config.gen_length, config.diffusion_steps
     prompts = [problem["prompt"] for problem in problems]
     # `sample` calls `generate` for as many at a time as fit, on each rank for its share.
+    sizes = config.gen_length, config.diffusion_steps
     rollout = sample(model, tokenizer, prompts, config, *sizes, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
     transformers.set_seed(seed_of(*seed))  # for rewards that draw
@@ -982,9 +980,9 @@ def learn(
     model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None without a step), and how many were "skipped", not being finite. A batch of
-    which no row counts has a gradient of 0, with which AdamW steps on by momentum and decay, as in
-    the published runs."""
+    "grad_norm" (None without a step), and how many steps were "skipped", these not being finite. A
+    batch of which no row counts has a gradient of 0, with which AdamW steps on by momentum and
+    decay, as in the published runs."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
     for _ in range(config.num_iterations):
@@ -998,7 +996,7 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(model, trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))  # over all ranks
+        total = sum(gather(lambda _: total, range(WORLD)))  # each rank gives its own
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
@@ -1007,11 +1005,11 @@ def learn(
 
 
 def rows_to_learn(view):
-    """The rows that count, dealt out to the ranks: long [b]. Rows of weight 0 fill up the last
-    shares, so that every rank takes equally many, and one at least: all have gradients to sum, and
-    LoRA's dropout draws equally many numbers from the generator that the next masks come from."""
+    """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
+    one, filled up with rows of weight 0. So all have gradients to sum, and LoRA's dropout draws
+    alike on each, from the generator that draws the next masks."""
     counts = (view.weight != 0).any(1)  # [B]
-    ordered = torch.cat([counts.nonzero()[:, 0], (~counts).nonzero()[:, 0]])
+    ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
     return ordered[RANK::WORLD][:share]
 
@@ -1043,7 +1041,7 @@ def everywhere(flag=True):
 
 def seed_of(*numbers):
     """A seed of its own for each combination of numbers."""
-    # (How many they are is one of them: numpy takes 1, 2 for 1, 2, 0.)
+    # Their count goes first: numpy makes the same of 1, 2 and 1, 2, 0.
     return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
 
 
@@ -1111,7 +1109,7 @@ def set_up(config, load=load_model):
     train_set = test_set if config.eval_only else task.train(*origin)
     if not config.eval_only and set(test_set["prompt"]) <= set(train_set["prompt"]):
         raise InputError(f"--task {config.task}: its test problems are all training problems")
-    # Weights that are trained are kept in float32; new adapters are, by peft's doing.
+    # Weights that are trained are kept in float32; adapters are, by peft's doing.
     dtype = getattr(torch, config.dtype) if adapt or config.eval_only else torch.float32
     options = dict(device=config.device, dtype=dtype, load_in_4bit=config.load_in_4bit)
     model, tokenizer = load(config.model, **options)
@@ -1121,7 +1119,7 @@ def set_up(config, load=load_model):
     if adapt and not hasattr(model, "peft_config"):
         model = add_adapters(model, config.lora_rank)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})  # of the layers
     reference = None
     if config.beta and not config.eval_only:  # LoRA's is the model itself, its adapters off
         reference = model if adapt else load(config.model, **options)[0]
@@ -1159,12 +1157,13 @@ def check_model(model, tokenizer, prompts, config):
 
 
 class RunDirectory:
-    """A run's files: claimed by one process at a time, whole at every moment, resumed bit for bit.
+    """A run's files: one process at a time may write them, all but logs are whole or not
+    there, and a run goes on from them bit for bit. Rank 0 writes.
 
     A checkpoint is one file, step-N-DIGEST: weights, AdamW's moments and, in its header, all else;
     named by the SHA-256 of what it holds, and renamed into place when it is whole. A damaged one is
-    passed over. What a step draws depends on the settings and its number alone, so a resumed run
-    repeats what was lost; what the logs hold of that is cut off. Rank 0 writes."""
+    passed over. What a step draws depends on the settings, the number of ranks and its own alone,
+    so a resumed run repeats the steps since; their lines are cut off the logs first."""
 
     def __init__(self, config):
         self.config, self.path, self.asked = config, Path(config.output_dir), False
@@ -1199,11 +1198,6 @@ class RunDirectory:
         if not self.config.resume:
             self.save()
         if RANK == 0:
-            for name, size in self.state["logs"].items():
-                with (self.path / f"{name}.jsonl").open("ab") as log:
-                    if log.tell() < size:
-                        raise InputError(f"--resume: {log.name} is shorter than it was")
-                    log.truncate(size)
             write_json(self.path / "config.json", self.config.model_dump())
         self.clock = time.monotonic()
 
@@ -1223,6 +1217,11 @@ class RunDirectory:
             for path in found[: found.index(whole)]:
                 print(f"wd1: {path} is damaged, passed over", file=sys.stderr)
                 remove(path)
+            for name, size in self.state["logs"].items():
+                with (self.path / f"{name}.jsonl").open("ab") as log:
+                    if log.tell() < size:
+                        raise InputError(f"--resume: {log.name} is shorter than it was")
+                    log.truncate(size)
 
     def save(self):
         """Writes a checkpoint, keeps one more, the last before it, and sums up the run so far."""
@@ -1408,9 +1407,9 @@ def train(
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
-    and raises SystemExit (in the last step it just finishes). Killed at any moment after its first
-    checkpoint it goes on, with `resume`, as if it had never stopped. What does the work may be
-    replaced; watch(run, metrics) is told of each step."""
+    and raises SystemExit (after the last sampling it just goes on to its end). Killed at any moment
+    after its first checkpoint it goes on, with `resume`, as if it had never stopped. What does the
+    work may be replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
     model, reference, tokenizer, train_set, test_set = set_up(config, load)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -1473,7 +1472,7 @@ def evaluate_model(model, tokenizer, test_set, config, generate=generate):
     three at the length nearest to gen_length. published_score is by the published runs' rules."""
     lengths = {}
     for length in config.eval_lengths:
-        sizes = length, (length + 1) // 2  # two tokens a step, as in the published runs
+        sizes = length, (length + 1) // 2  # two tokens a step, as published; at temperature 0
         rollout = sample(model, tokenizer, test_set["prompt"], config, *sizes, generate=generate)
         texts = decode(model, tokenizer, rollout.completion)
         lengths[str(length)] = get_task(config.task).scores(texts, test_set)

@@ -2,7 +2,7 @@
 
 Every run has a directory of its own and is not repeated while its settings stay the same: a
 measurement can be stopped, and goes on where it was. As many runs are made at a time as there are
-processors: the tiny models take one thread each.
+processors, on one thread each.
 """
 
 import functools
@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, suppress
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 import wd1
@@ -23,6 +24,7 @@ from extras import train
 from extras.demo import base
 from extras.watch.pictures import figure, save
 
+torch.set_num_threads(1)
 HELD_OUT = "held-out accuracy"
 tiny_base = functools.cache(base.tiny_base)  # which takes seconds to say what is there
 OUTCOMES = {  # of a run: the column, and how its lines are summed up
