@@ -231,13 +231,13 @@ def test_a_run_is_not_mixed_with_one_that_came_no_further_than_its_first_checkpo
     def fail(*_):
         raise FloatingPointError("stopped")
 
-    directory, collect = tmp_path / "run", dict(collect=fail)
+    stopped = wd1.train.__kwdefaults__ | dict(collect=fail)
     with monkeypatch.context() as patch:
-        patch.setattr(wd1.train, "__kwdefaults__", wd1.train.__kwdefaults__ | collect)
-        for seed in range(4):
-            for file in directory.glob("*.json*"):
-                file.unlink()
-            assert run(tmp_path, seed=seed)[0] == 1
+        patch.setattr(wd1, "write_json", fail)  # what is written first is config.json
+        assert [run(tmp_path, seed=seed)[0] for seed in range(4)] == [1] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(wd1.train, "__kwdefaults__", stopped)
+        assert run(tmp_path, seed=4)[0] == 1
     assert run(tmp_path, resume=True)[0] == 0
 
 
