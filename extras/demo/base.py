@@ -14,9 +14,9 @@ of numbers up to 9 only: the directory of its countdown base has problems.jsonl,
 takes if it is not given other --data.
 """
 
+import functools
 import hashlib
 import inspect
-import itertools
 import json
 import os
 import random
@@ -33,7 +33,7 @@ from rewards import Countdown, get_task, refusing
 
 LENGTH = 33  # characters of a completion: <answer>, 16, </answer>; then an EOS
 CODE = """character_tokenizer encode hidden_states token_log_probs chunked_log_probs log_likelihood
-until_eos independent_noise elbo elbo_views seed_of""".split()  # wd1's functions that pretraining runs
+until_eos independent_noise elbo elbo_views""".split()  # wd1's functions that pretraining runs
 
 
 class Sums(Countdown):
@@ -75,17 +75,12 @@ def completions(name, task, *files):
         yield problem["prompt"], asked, other
 
 
-def pretrain(instruction, examples, seed, steps, checkpoint):
+def pretrain(instruction, draw, seed, steps, checkpoint):
     """Masked-diffusion pretraining of the tiny model on 128 examples a step: as load_model. It goes
-    on from the checkpoint, if there is one, as if it had never stopped. examples: of each problem
-    its prompt, and a completion in either form."""
+    on from the checkpoint, if there is one, as if it had never stopped. draw(era): the examples of
+    an era of 200 steps, new ones if the task makes them from a seed."""
     model, tokenizer = wd1.load_model("tiny", seed=seed)
     tokenizer.add_tokens(instruction)  # a token, as the instructions of the usual tasks have
-    prompts, *texts = zip(*examples)
-    prompt = wd1.encode(tokenizer, prompts)
-    forms = [
-        wd1.encode(tokenizer, [f"{text}<|eos|>" for text in form]).input_ids for form in texts
-    ]
     # Muon for the matrices, AdamW for the rest: in two minutes it gets where AdamW alone does not
     # in ten. Much weight decay is what carries the skill over to unseen problems.
     matrices, others = weights = [], []
@@ -95,7 +90,7 @@ def pretrain(instruction, examples, seed, steps, checkpoint):
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.3),
         torch.optim.AdamW(others, lr=3e-3),
     ]
-    schedulers = [transformers.get_scheduler("linear", part, 30, steps) for part in optimizers]
+    schedulers = [transformers.get_scheduler("cosine", part, 30, steps) for part in optimizers]
     parts = [model, *optimizers, *schedulers]
     if checkpoint.exists():
         for part, state in zip(parts, torch.load(checkpoint, weights_only=True)):
@@ -106,12 +101,15 @@ def pretrain(instruction, examples, seed, steps, checkpoint):
         if step % 10 == 0:
             torch.save([part.state_dict() for part in parts], f"{checkpoint}.new")
             os.replace(f"{checkpoint}.new", checkpoint)
-        torch.manual_seed(wd1.seed_of(seed, step))  # draws depend on these alone
-        rows = torch.randint(len(prompts), [128])
-        as_asked = torch.rand(128, 1) < 0.3
-        completion = torch.where(as_asked, *(form[rows] for form in forms))  # all of 19 tokens
-        mask = prompt.attention_mask[rows]
-        bound = wd1.elbo(model, prompt.input_ids[rows], completion, attention_mask=mask)
+        transformers.set_seed((seed * steps + step) % 2**32)  # draws depend on these alone
+        prompts, asked, other = zip(*random.choices(draw(step // 200), k=128))
+        prompt = wd1.encode(tokenizer, prompts)
+        # 30% of the answers are as asked.
+        texts = [form[random.random() > 0.3] + "<|eos|>" for form in zip(asked, other)]
+        completion = wd1.encode(tokenizer, texts).input_ids  # all of 19 tokens
+        bound = wd1.elbo(
+            model, prompt.input_ids, completion, attention_mask=prompt.attention_mask
+        )
         loss = -bound.mean() / 19
         model.zero_grad()
         loss.backward()
@@ -129,13 +127,14 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=
     solved = Sums() if task == "countdown" else get_task(task)
     files = task, solved, data, test_data
 
-    # A task that has fewer problems of one seed has others of another.
-    several = (completions(*files, seed + 1000 * more, blanks) for more in itertools.count())
-    examples = list(itertools.islice(itertools.chain.from_iterable(several), 20000))
+    @functools.lru_cache(1)
+    def draw(era):
+        return list(completions(*files, seed + 1000 * era, blanks))
+
     shape = wd1.read_json(wd1.TINY) | {"settings": None}  # which are those of RL
     made_from = [shape, seed, steps]
     made_from += map(inspect.getsource, [pretrain, *(getattr(wd1, name) for name in CODE)])
-    mark = hashlib.sha256(json.dumps([made_from, examples]).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(json.dumps([made_from, draw(0)]).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "wd1")
     directory = cache / f"tiny-{task.rpartition(':')[2].lower()}-{mark}"
     with refusing(f"{cache}: cannot be written; $XDG_CACHE_HOME names another place"):
@@ -144,7 +143,7 @@ def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=
     with alone:
         if not directory.exists():
             unfinished, checkpoint = Path(f"{directory}.unfinished"), Path(f"{directory}.pt")
-            for part in pretrain(solved.instruction, examples, seed, steps, checkpoint):
+            for part in pretrain(solved.instruction, draw, seed, steps, checkpoint):
                 part.save_pretrained(unfinished)
             if task == "countdown":
                 lines = map(json.dumps, [*solved.train(seed=seed), *solved.test(seed=seed)])
