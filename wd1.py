@@ -1136,7 +1136,7 @@ def check_model(model, tokenizer, prompts, config):
         length = encoded.input_ids.shape[1] + max(config.gen_length, *config.eval_lengths)
         two = torch.arange(16, device=model.device).repeat(2, 1) % vocabulary
         two[1, 8] = 15 % vocabulary  # which places notice? Not those on its left, if it is causal
-        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]; a shift adds 1
+        noticed = predict_logits(model, two).diff(dim=0)[0].norm(dim=-1)  # [16]; a shift moves it
         whole = not config.lora_rank and not config.eval_only
         for wrong, sentence in (
             (whole and hasattr(model, "peft_config"), "it has adapters, but --lora_rank 0"),
@@ -1167,7 +1167,7 @@ class RunDirectory:
 
     def __init__(self, config):
         self.config, self.path, self.asked = config, Path(config.output_dir), False
-        self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # dropped if we die
+        self.lock = filelock.FileLock(self.path / ".lock", timeout=0)  # freed if a process dies
         self.refuse_another()
 
     def refuse_another(self):
