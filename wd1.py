@@ -2,11 +2,11 @@
 
 A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from nothing
 but mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
-compute the probability of the finished text, a sum over all orders. PPO and GRPO need it three
-times per update (for the old, the reference and the current policy) and take ratios of what are
-poor estimates of it.
+compute the probability of the finished text, a sum over all orders. PPO and GRPO need it of three
+policies (the old, the reference and the current one) and take ratios of what are poor estimates of
+it.
 
-wd1 (arXiv 2507.08838) needs it once per update and never divides. For every prompt q it samples a
+wd1 (arXiv 2507.08838) needs it of one and never divides. For every prompt q it samples a
 group of G completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
 
     A_i  = r_i - mean_j r_j                             how much better than the group
@@ -132,7 +132,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
-    lam: Strength = 1.0  # strength of the KL to the policy before a step; psi = 1 / (lam + beta)
+    lam: Strength = 1.0  # strength of the KL to the policy before the step; psi = 1 / (lam + beta)
     beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: Size = 256  # tokens of a completion, L
@@ -149,7 +149,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     learning_rate: Strength = 3e-6  # AdamW's, at first
     lr_decay: Share = 0.0  # the share of the rate that is gone, evenly, after the last step
     weight_decay: Strength = 0.1  # AdamW's
-    max_grad_norm: Strength = 0.2  # gradients are clipped to this norm
+    max_grad_norm: Annotated[Strength, Field(gt=0)] = 0.2  # gradients are clipped to this norm
     lora_rank: Count = 128  # of new LoRA adapters on q, k, v, up; 0: train all weights
     gradient_checkpointing: bool = False  # slower updates in far less memory
     # evaluation
@@ -256,22 +256,22 @@ def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor
 
 def hidden_states(model, canvas, attention_mask=None, positions=None):
     """The last hidden states from which `predict_logits` predicts `positions`: [B, n, H]."""
-    columns = torch.arange(canvas.shape[1], device=canvas.device)
-    position_ids, visible = columns[None], None
+    position_ids = visible = None  # 0, 1, 2, ..., and every position sees all
     if attention_mask is not None and not attention_mask.all():
         beyond = canvas.shape[1] - attention_mask.shape[1]
         real = F.pad(attention_mask.bool(), (0, beyond), value=True)  # [B, P+L]
         position_ids = (real.cumsum(-1) - 1).clamp(min=0)
         visible = real[:, None, None]  # [B, 1, 1, P+L]: used as it is, having 4 dimensions
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
+    columns = torch.arange(canvas.shape[1], device=canvas.device)
     read_at = columns if positions is None else positions
-    # A shift leaves column 0 nothing to be read at; but that is never sampled or scored.
+    # A shift leaves column 0 nothing to read; but that is the prompt's, and never asked for.
     return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
 
 
 def as_reference(model):
-    """The context in which a model predicts as the reference (section 5): LoRA's with its adapters
-    off; a full fine-tune's, a second model, as it is."""
+    """The context in which a model predicts as the reference (section 5): with LoRA the model that
+    is trained, its adapters off; else the reference is a second model, used as it is."""
     return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
@@ -630,12 +630,12 @@ def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from softmax(logits / temperature).
-    In float32 that noise ends at 16.6 (u < 1 - 2^-24), and tokens of a probability below some
-    e^-16.6 would never win (arXiv 2409.02908): hence float64."""
+    In float32 that noise is at most 16.6 (u <= 1 - 2^-24), so that tokens of probability e^-16.6 or
+    less would win too rarely or never (arXiv 2409.02908): hence float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 1 GB at LLaDA.
+        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB at LLaDA.
         minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
         noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
@@ -664,7 +664,7 @@ def generate(
 
     Three functions may be given; `mixture` is a policy, others are in extras/. policy(model, canvas
     [b, P+L], attention_mask, positions [n]): logits [b, n, V]. choose(confidence [b, n], masked
-    [b, n], count): the places to write, bool [b, n], `count` or more of those masked. watch(step,
+    [b, n], count): the places to write, bool [b, n], of which those masked count. watch(step,
     rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
@@ -687,8 +687,7 @@ def generate(
             if watch:
                 watch(step, rows, canvas[rows], proposal, confidence)
             write = masked & choose(confidence, masked, count)
-            which_rows, which_columns = write.nonzero(as_tuple=True)
-            cells = rows[which_rows], columns[which_columns]
+            cells = rows[:, None].expand_as(write)[write], columns.expand_as(write)[write]
             canvas[cells] = proposal[write]
             written_at[cells] = step
             probability[cells] = confidence[write]
@@ -707,11 +706,11 @@ def generate(
 # Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
 # bound (for a model that writes in random order, not the surest first), noisy because its masks are
 # random; the one-step estimate is biased, and noisy because it masks some of the prompt. Both are
-# sums over tokens, and never divided by a length.
+# sums over the tokens of o, not means.
 #
 # A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
-# is 0 (else a model would be paid for its padding), and it is hidden, so that the model cannot
-# peek.
+# is 0 (else a model would be paid for its padding), and it is hidden: it would tell where the text
+# ends.
 #
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
 # at a time, so that one autograd graph is in memory.
@@ -756,26 +755,27 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 def log_likelihood(model, prompt, views, attention_mask=None):
     """The estimate that `views` make of log p(o|q): float [B], with gradient."""
     terms = (view.weight * token_log_probs(model, prompt, view, attention_mask) for view in views)
-    return sum(term.sum(-1) for term in terms)
+    return sum(terms).sum(-1)
 
 
 def until_eos(completion, eos_token_id):
     """bool [B, L]: the tokens up to and including the first EOS (an id, or several)."""
     is_eos = torch.isin(completion, torch.tensor(eos_token_id, device=completion.device))
-    return is_eos.cumsum(-1) - is_eos.long() == 0  # no EOS strictly before
+    return is_eos.cumsum(-1) <= is_eos  # no EOS strictly before
 
 
 def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor:
-    """Monte Carlo estimate of the evidence lower bound on log p(o|q): float [B], with gradient.
+    """Monte Carlo estimate of the evidence lower bound on log p(o|q), as in LLaDA (arXiv
+    2502.09992): float [B], with gradient.
 
         ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
         log p(S) = sum_{k in S} log p(o[k] | q, o without S)
 
     S is a random subset of size l of the completion's tokens; here L counts them, row by row, up to
-    and with the first EOS; what comes after that is always hidden (LLaDA, arXiv 2502.09992). The
-    ELBO is also the mean, over all L! orders, of the chain-rule log-likelihood in that order: with
-    l tokens to go these are a random S, and the next is any of them: log p(S) / l on average.
-    Summing over l is L times the mean.
+    and with the first EOS; what comes after that is always hidden. The ELBO is also the mean, over
+    all L! orders of writing o, of the chain-rule log-likelihood: when l tokens are missing, they
+    are a random S, and the one that is written next, any of S, adds log p(S) / l on average. The
+    sum over l = 1..L is L times the mean over l.
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
@@ -840,27 +840,30 @@ def one_step_views(
 
 # ========================================================== 5. Advantages, group weights and loss
 # The policy that maximises E[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a mixture of the
-# policy before the step and the reference, tilted towards what is better (Z makes it sum to 1):
+# policy before the step and the reference, tilted towards what is better (the closed form that DPO
+# begins with; Z makes it sum to 1):
 #
 #     mix = pi_old^(1 - s) ref^s
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
 # with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
-# Completions are sampled from mix already (mixed token by token, which is not quite the same), so
-# that all that o_i still needs is the factor exp(psi A_i); made to sum to 1 over the group, that is
-# the softmax of psi A (self-normalised importance sampling). Fitting the model p to pi_new, by the
-# least KL(pi_new || p), then means maximising sum_i w+_i log p(o_i | q): no ratio, and no second
-# model in the update. The same argument with -A gives the policy to stay away from, and w-, which
-# wd1 subtracts. Without it a group of equally bad completions would be imitated.
+# Fitting the model p to pi_new, by the least KL(pi_new || p), means maximising the mean of
+# log p(o | q) over o ~ pi_new. The o_i are drawn from mix (mixed token by token, which is not quite
+# the same), so that each counts by pi_new / mix: by exp(psi A_i), up to a factor. Made to sum to 1
+# over the group, that is the softmax of psi A (self-normalised importance sampling), and what is
+# maximised is sum_i w+_i log p(o_i | q): no ratio of likelihoods, and no second model in the
+# update. The same argument with -A gives the policy to stay away from, and w-, which wd1
+# subtracts. Without it a group of equally bad completions would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
 # alone. And the sampler, with its temperature, its choice of the surest and its ban on the mask
-# token, is not exactly the policy whose likelihood is estimated. wd1 accepts that; a ratio would
-# have to correct for it.
+# token, is not exactly the policy whose likelihood is estimated. Exact weights would have the ratio
+# of the two as a factor; wd1 leaves it out.
 
 
 def mixture(reference, share):
-    """A policy for `generate`: p^(1-share) ref^share is, but for Z, an average of logits."""
+    """A policy for `generate`: p^(1-share) ref^share is, but for Z, an average of logits. With LoRA
+    `reference` is the model itself, read with its adapters off."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -962,13 +965,11 @@ def draw_views(config, model_config, batch):
 
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
-    log_p = (view.weight * log_probs).sum(-1)  # [b]
-    w_plus, w_minus = batch.w_plus[rows], batch.w_minus[rows]
-    # [None]: the rows as one group. wd1_loss takes the mean over groups, of which there are N.
-    return wd1_loss(log_p[None], w_plus[None], w_minus[None]) / len(batch.rewards)
+    log_p = (view.weight * log_probs).sum(-1)  # [b]: the rows as one group, in place of all N
+    return wd1_loss(log_p, batch.w_plus[rows], batch.w_minus[rows]) / len(batch.rewards)
 
 
-def clip_gradients(model, trained, max_norm):
+def clip_gradients(trained, max_norm):
     """Sums the gradients over all ranks and clips them; returns their norm."""
     if WORLD > 1:
         for weight in trained:
@@ -980,8 +981,8 @@ def learn(
     model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None without a step), and how many steps were "skipped", these not being finite. A
-    batch of which no row counts has a gradient of 0, with which AdamW steps on by momentum and
+    "grad_norm" (None if no step was taken), and how many steps were "skipped" for not being finite.
+    A batch of which no row counts has a gradient of 0, with which AdamW steps on by momentum and
     decay, as in the published runs."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
@@ -995,7 +996,7 @@ def learn(
                 value = loss(batch, rows, part, token_log_probs(model, *inputs))
                 value.backward()
                 total += value.item()
-        norm = clip(model, trained, config.max_grad_norm)
+        norm = clip(trained, config.max_grad_norm)
         total = sum(gather(lambda _: total, range(WORLD)))  # each rank gives its own
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
@@ -1006,8 +1007,8 @@ def learn(
 
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
-    one, filled up with rows of weight 0. So all have gradients to sum, and LoRA's dropout draws
-    alike on each, from the generator that draws the next masks."""
+    one, filled up with rows of weight 0. So all have gradients to sum, and LoRA's dropout takes as
+    many random numbers on each: the next masks, from the same generator, are again the same."""
     counts = (view.weight != 0).any(1)  # [B]
     ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
@@ -1157,8 +1158,8 @@ def check_model(model, tokenizer, prompts, config):
 
 
 class RunDirectory:
-    """A run's files: one process at a time may write them, all but logs are whole or not
-    there, and a run goes on from them bit for bit. Rank 0 writes.
+    """A run's files: one process at a time may write them, all but logs and curve.png are whole or
+    not there, and a run goes on from them bit for bit. Rank 0 writes.
 
     A checkpoint is one file, step-N-DIGEST: weights, AdamW's moments and, in its header, all else;
     named by the SHA-256 of what it holds, and renamed into place when it is whole. A damaged one is

@@ -13,8 +13,8 @@ class CachedPolicy:
     "prefix" keeps those left of the current block, "dual" those right of it as well. In each block
     the first pass computes every column; later ones compute the others alone. This is approximate:
     in a bidirectional model every column's keys change with every token, and those kept do not.
-    wd1 has no importance ratio that would have to correct for it. refresh_every=k: all are computed
-    again after k passes. Raises InputError for another kind."""
+    wd1 leaves out that the sampler is not quite the policy that it trains, as it does otherwise.
+    refresh_every=k: all are computed again after k passes. Raises InputError for another kind."""
 
     def __init__(self, kind, refresh_every=None):
         if kind not in ("prefix", "dual"):

@@ -76,7 +76,7 @@ def generate_in_step(generate, model, prompt, *, policy=wd1.predict_logits, **op
     return rollout
 
 
-def clip_shares(model, trained, max_norm):
+def clip_shares(trained, max_norm):
     """wd1.clip_gradients for gradients that FSDP has summed."""
     return torch.nn.utils.clip_grad_norm_(trained, max_norm).full_tensor().item()
 
