@@ -14,12 +14,12 @@ class CachedPolicy:
     the first pass computes every column; later ones compute the others alone. This is approximate:
     in a bidirectional model every column's keys change with every token, and those kept do not.
     wd1 leaves out that the sampler is not quite the policy that it trains, as it does otherwise.
-    refresh_every=k: all are computed again after k passes. Raises InputError for another kind."""
+    Raises InputError for another kind."""
 
-    def __init__(self, kind, refresh_every=None):
+    def __init__(self, kind):
         if kind not in ("prefix", "dual"):
             raise InputError(f"cache {kind!r}: must be prefix or dual")
-        self.kind, self.refresh_every, self.kept = kind, refresh_every, None
+        self.kind, self.kept = kind, None
 
     def __call__(self, model, canvas, attention_mask, positions):
         width, columns = canvas.shape[1], torch.arange(canvas.shape[1], device=canvas.device)
@@ -30,10 +30,8 @@ class CachedPolicy:
         order = torch.cat([columns[:first], columns[last:], columns[first:last]])
         kept = canvas[:, order[: first - last]]
         # In another block, or with other rows, what is kept would be other text.
-        same = self.kept is not None and torch.equal(kept, self.kept)
-        if not same or self.passes == self.refresh_every:
-            self.kept, self.passes, self.cache = kept, 0, transformers.DynamicCache()
-        self.passes += 1
+        if self.kept is None or not torch.equal(kept, self.kept):
+            self.kept, self.cache = kept, transformers.DynamicCache()
         start = self.cache.get_seq_length()
         new = order[start:]
         position_ids, visible = columns[None], None

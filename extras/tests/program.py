@@ -21,6 +21,12 @@ FAST = dict(
 )  # fmt: skip
 
 
+def cases(table, names="words, expected"):
+    """A test for each line of a table, whose columns are divided by ->."""
+    rows = [line.split(" -> ") for line in table.strip().splitlines()]
+    return pytest.mark.parametrize(names, rows)
+
+
 def arguments(**options):
     """The words of a command line."""
     return [f"--{name}={value}" for name, value in options.items()]

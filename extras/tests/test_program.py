@@ -10,11 +10,9 @@ import subprocess
 import sys
 import time
 from statistics import fmean
-from unittest.mock import Mock
 
 import pytest
 import torch
-from datasets import Dataset
 
 import rewards
 import wd1
@@ -23,6 +21,7 @@ from extras.tests.program import (
     HERE,
     arguments,
     call,
+    cases,
     contents,
     even_characters,
     metrics,
@@ -141,9 +140,8 @@ seed 4 -> seed: there is no such setting
 """
 
 
-@pytest.mark.parametrize("case", BAD.strip().splitlines())
-def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, case):
-    words, expected = case.split(" -> ")
+@cases(BAD)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(tmp_path, capsys, words, expected):
     code, directory = run(tmp_path, words.replace("LONG", "x" * 5000).split())
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and sentence.startswith("wd1: ") and expected in sentence
@@ -172,13 +170,6 @@ class Echo(Task):
     def reward(self, completion, example):
         return float(completion == example["question"])
 """
-
-
-def test_every_setting_but_those_that_may_change_is_a_mark_of_the_run():
-    config, rows = wd1.Config(model="tiny"), Dataset.from_list([{"prompt": "?"}])
-    marks = wd1.made_from(config, Mock(fingerprint=1), rows, rows)
-    settings = {mark[2:] for mark in marks if mark.startswith("--")}
-    assert settings == config.model_dump().keys() - set(wd1.MAY_CHANGE_ON_RESUME)
 
 
 CHANGED = [  # a file, what is changed in it, and words of the sentence that refuses to go on

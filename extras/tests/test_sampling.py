@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import wd1
-from extras.methods.objectives import generate_guesses
 from extras.sampling.cache import CachedPolicy
 from extras.sampling.choices import guided, random, threshold
 from extras.train import MoreConfig, sampler
@@ -56,25 +55,6 @@ def test_guidance_changes_the_logits_as_the_formula_says():
     assert_close(guided(1.5, 4)(MODEL, canvas), u + 2.5 * (c - u))
 
 
-@pytest.mark.parametrize("kind", ["prefix", "dual"])
-@pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(choose=threshold(0.5))])
-@pytest.mark.parametrize("generate", [wd1.generate, partial(generate_guesses, wd1.generate)])
-def test_caches_renewed_at_every_step_change_nothing(monkeypatch, kind, shift, options, generate):
-    """Two, each with its canvas, that of guidance having no prompt."""
-    monkeypatch.setattr(MODEL.config, "logit_shift", shift)
-    padded, mask = F.pad(prompts(rows=3), (2, 0)), F.pad(torch.ones(3, 4), (2, 0))
-    mask[1, :4] = 0
-    options = dict(gen_length=6, steps=4, block_length=3, attention_mask=mask, **options)
-    caches = [CachedPolicy(kind, refresh_every=1) for _ in range(2)]
-    want, found = (
-        generate(MODEL, padded, generator=seeded(0), policy=guided(1.0, 6, *policies), **options)
-        for policies in ([], caches)
-    )
-    for name in {"completion", "written_at", "guess"} & set(want._fields):
-        assert torch.equal(getattr(want, name), getattr(found, name))
-
-
 @pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])
 @pytest.mark.parametrize("kind, window", [("dual", (5, 7)), ("prefix", (5, 9)), ("dual", (2, 4))])
 def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family, kind, window):
@@ -86,7 +66,7 @@ def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family
     fresh = torch.isin(torch.arange(9), torch.arange(*window))
     after = after.where(fresh, before)
     real = torch.ones(3, 9)
-    real[1, :2] = real[2, :1] = 0
+    real[1, :2] = real[2, :1] = 0  # the mask may be narrower than the canvas
     policy, memory, shift = CachedPolicy(kind), {}, int(model.config.logit_shift)
     positions = torch.arange(window[0] + shift, window[1])
     for canvas, *kept in (
@@ -95,7 +75,7 @@ def test_cached_keys_and_values_are_those_of_the_earlier_canvas(tmp_path, family
         (before.roll(1, 0),),  # other rows: all is computed again
     ):  # fmt: skip
         want = plain_forward(config, tensors, canvas, real, *kept)[:, positions - shift]
-        found = policy(model, canvas, real, positions)
+        found = policy(model, canvas, real[:, :5], positions)
         assert_close(found, want, atol=2e-4, rtol=1e-4)
 
 

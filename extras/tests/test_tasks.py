@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import rewards
 from extras.measure import published
+from extras.tests.program import cases
 from rewards import TASKS, InputError
 from test_wd1 import HERE  # and its hypothesis profile
 
@@ -28,7 +29,6 @@ EXAMPLES = {
     "math": {},
     "reverse": {"question": "abcde"},
 }
-RIGHT = {"sudoku": SOLUTION, "countdown": "44+19-35", "gsm8k": "72", "math": "72"}
 
 
 def lines(block):
@@ -122,6 +122,10 @@ sudoku 72 0 0 0 <answer></answer>
 sudoku 72 0.3333 0.3333 0 @1234341221434321
 sudoku 72 0 0 0 NOTHING
 sudoku 0000000000000000 0.25 0.25 1 @1234341221434321
+sudoku 72 1 1 1 </answer> <answer>2431134231244213
+sudoku 72 1 1 1 <answer> It is $\boxed{2431134231244213}$. </answer>
+sudoku 72 1 1 1 <answer>\fbox{2431134231244213}
+sudoku 72 1 1 1 \boxed{7} so \boxed 2431134231244213
 countdown 72 1 1 1 @ (44 + \n19) - 35.
 countdown 72 1 1 1 @-35 + (+44 + 19)
 countdown 72 0.1 1 0 @\boxed{44+19-35=28}
@@ -142,6 +146,18 @@ countdown 72 0.1 0 0 @44(19)-35
 countdown 72 0.1 0 0 @__import__('os').abort()
 countdown 72 0.1 0 0 <answer></answer>
 countdown 72 0 0 0 44+19-35
+countdown 72 1 1 1 </answer> <answer>44+19-35
+countdown 72 1 1 1 <answer> It is $\boxed{44+19-35}$. </answer>
+countdown 72 1 1 1 <answer>\fbox{44+19-35}
+countdown 72 1 1 1 \boxed{7} so \boxed 44+19-35
+gsm8k 72 2.489 1 1 </answer> <answer>72
+gsm8k 72 2.5 1 1 <answer> It is $\boxed{72}$. </answer>
+gsm8k 72 2.5 1 1 <answer>\fbox{72}
+gsm8k 72 2.5 1 1 \boxed{7} so \boxed 72
+math \frac{1}{2} 2.75 1 1 </answer> <answer>\frac{1}{2}
+math \frac{1}{2} 3 1 1 <answer> It is $\boxed{\frac{1}{2}}$. </answer>
+math \frac{1}{2} 3 1 1 <answer>\fbox{\frac{1}{2}}
+math \frac{1}{2} 2.5 1 1 \boxed{7} so \boxed \frac{1}{2}
 gsm8k 72 4 1 1 @72
 gsm8k 72 3.5 1 1 @72.0
 gsm8k 72 2 0 0 @73
@@ -202,28 +218,6 @@ def test_the_table_of_rewards_says_what_they_are():
         assert judged(*case)[0] == pytest.approx(float(ours), abs=5e-4) != float(theirs), case
 
 
-FORMS = r"""
-<answer>ANSWER</answer>
-so <answer>\nANSWER
-</answer> <answer>ANSWER
-<answer>\boxed{ANSWER}</answer>
-<answer> It is $\boxed{ANSWER}$. </answer>
-<answer>\fbox{ANSWER}
-so \boxed{ANSWER}
-\boxed{7} so \boxed ANSWER
-"""
-
-
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("form", lines(FORMS))
-def test_a_boxed_and_a_tagged_result_count_alike(name, form):
-    answer = RIGHT[name]
-    right, wrong = (
-        judged(name, answer, form.replace("ANSWER", text)) for text in (answer, answer[::-1] + "0")
-    )
-    assert right[1:] == [1, True] and right[0] > wrong[0] and wrong[1] < 1 and not wrong[2]
-
-
 # A text, the answer that is read of it, and its box. (None is ours for what is not there.)
 READ = r"""
 <answer>1</answer><answer>2 -> 1, None
@@ -243,9 +237,8 @@ x -> None, None
 """
 
 
-@pytest.mark.parametrize("case", lines(READ))
-def test_what_is_read_as_the_answer(case):
-    text, read = case.split(" -> ")
+@cases(READ, "text, read")
+def test_what_is_read_as_the_answer(text, read):
     assert f"{rewards.extract_answer(text)}, {rewards.last_boxed(text)}" == read
 
 
@@ -431,9 +424,8 @@ Echo.jsonl {"question": "q", "prompt": "stray"} -> "question": "q"
 """
 
 
-@pytest.mark.parametrize("case", lines(GOOD))
-def test_what_is_read_of_a_file(own, capsys, case):
-    file, words = case.split(" -> ")
+@cases(GOOD, "file, words")
+def test_what_is_read_of_a_file(own, capsys, file, words):
     problems = read(own, *file.split(" ", 1))
     assert len(problems) == 1 and words in json.dumps(problems[0])
     assert ("1 of 2 problems are no" in capsys.readouterr().err) == ("}@{" in file)
@@ -471,9 +463,8 @@ Bare.jsonl -> Bare is no rewards.Task
 """
 
 
-@pytest.mark.parametrize("case", lines(BAD))
-def test_what_cannot_be_used_is_refused_in_one_sentence(own, case):
-    file, words = case.split(" -> ")
+@cases(BAD, "file, words")
+def test_what_cannot_be_used_is_refused_in_one_sentence(own, file, words):
     with pytest.raises(InputError, match=words) as raised:
         read(own, *file.split(" ", 1))
     assert "\n" not in str(raised.value)
