@@ -21,8 +21,8 @@ That is the whole method. The rest makes each symbol concrete: 1 configuration, 
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
 A reader who stops after section 5 has read the paper; one who goes on to `learn` in section 6 could
 implement it. Shapes stand beside tensors: N prompts, G completions each, B = N G rows, P prompt
-tokens, L completion tokens, T denoising steps, V vocabulary entries; b are some of the rows, n some
-of the columns.
+tokens, L completion tokens, T denoising steps, V vocabulary entries, H hidden features; b are some
+of the rows, n some of the columns.
 
     python wd1.py --model GSAI-ML/LLaDA-8B-Instruct --task sudoku     80 GB GPU
         with --load_in_4bit --gradient_checkpointing                  24 GB GPU

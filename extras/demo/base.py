@@ -90,7 +90,7 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.3),
         torch.optim.AdamW(others, lr=3e-3),
     ]
-    schedulers = [transformers.get_scheduler("cosine", part, 30, steps) for part in optimizers]
+    schedulers = [transformers.get_scheduler("linear", part, 30, steps) for part in optimizers]
     parts = [model, *optimizers, *schedulers]
     if checkpoint.exists():
         for part, state in zip(parts, torch.load(checkpoint, weights_only=True)):
@@ -104,8 +104,8 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
         transformers.set_seed((seed * steps + step) % 2**32)  # draws depend on these alone
         prompts, asked, other = zip(*random.choices(draw(step // 200), k=128))
         prompt = wd1.encode(tokenizer, prompts)
-        # 30% of the answers are as asked.
-        texts = [form[random.random() > 0.3] + "<|eos|>" for form in zip(asked, other)]
+        # 40% of the answers are as asked.
+        texts = [form[random.random() > 0.4] + "<|eos|>" for form in zip(asked, other)]
         completion = wd1.encode(tokenizer, texts).input_ids  # all of 19 tokens
         bound = wd1.elbo(
             model, prompt.input_ids, completion, attention_mask=prompt.attention_mask

@@ -23,7 +23,7 @@ def test_pretraining_goes_on_from_its_checkpoint_with_few_answers_as_asked(tmp_p
     job = "", draw, 0, 12, tmp_path / "checkpoint"
     whole, resumed = (base.pretrain(*job)[0].state_dict() for _ in range(2))
     assert len(seen) == 256 * (12 + 2)  # the second began where the first left it, after step 10
-    assert 0.25 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.35
+    assert 0.35 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.45
     torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
 
 

@@ -119,6 +119,7 @@ seed 4 -> seed: there is no such setting
 --max_steps many -> --max_steps 'many'
 --eval_lengths 4000 -> 4017 tokens
 --lr_decay 2 -> --lr_decay
+--max_grad_norm 0 -> --max_grad_norm '0': Input should be greater than 0
 --likelihood exact -> --likelihood
 --model nowhere/at/all -> --model nowhere/at/all
 --model /none.json -> --model /none.json
