@@ -263,10 +263,10 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
         position_ids = (real.cumsum(-1) - 1).clamp(min=0)
         visible = real[:, None, None]  # [B, 1, 1, P+L]: used as it is, having 4 dimensions
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
-    columns = torch.arange(canvas.shape[1], device=canvas.device)
-    read_at = columns if positions is None else positions
+    if positions is None:
+        positions = torch.arange(canvas.shape[1], device=canvas.device)
     # A shift leaves column 0 nothing to read; but that is the prompt's, and never asked for.
-    return states[:, (read_at - int(model.config.logit_shift)).clamp(min=0)]
+    return states[:, (positions - int(model.config.logit_shift)).clamp(min=0)]
 
 
 def as_reference(model):

@@ -13,8 +13,8 @@ class CachedPolicy:
     "prefix" keeps those left of the current block, "dual" those right of it as well. In each block
     the first pass computes every column; later ones compute the others alone. This is approximate:
     in a bidirectional model every column's keys change with every token, and those kept do not.
-    wd1 leaves out that the sampler is not quite the policy that it trains, as it does otherwise.
-    Raises InputError for another kind."""
+    wd1 does not correct for it, nor for what else the sampler does differently from the policy that
+    is trained (wd1.py, section 5). Raises InputError for another kind."""
 
     def __init__(self, kind):
         if kind not in ("prefix", "dual"):

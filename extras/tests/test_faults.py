@@ -185,11 +185,17 @@ def test_a_run_survives(reference, tmp_path, fault, number):
 
 
 def test_lost_work_would_be_noticed(reference, tmp_path):
-    """A run whose draws are not its steps' own differs."""
+    """A byte that differs is a difference; so is a run whose draws are not its steps' own."""
     forgetful = Run(tmp_path / "forgetful", reference)
     forgetful.start(setattr, torch, "manual_seed", lambda number: None).wait()
     with pytest.raises(AssertionError, match="metrics.jsonl differs"):
         forgetful.assert_same()
+    run = Run(shutil.copytree(reference.directory, tmp_path / "run"), reference)
+    run.assert_same()
+    for name in ("model/adapter_model.safetensors", "samples.jsonl", "metrics.jsonl"):
+        (run.directory / name).write_bytes((run.directory / name).read_bytes() + b"x")
+        with pytest.raises(AssertionError, match="differs"):
+            run.assert_same()
 
 
 def test_a_run_of_which_no_checkpoint_is_whole_is_refused_and_left_as_it_is(reference, tmp_path):

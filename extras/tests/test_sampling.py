@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import wd1
+from extras.methods.objectives import generate_guesses
 from extras.sampling.cache import CachedPolicy
 from extras.sampling.choices import guided, random, threshold
 from extras.train import MoreConfig, sampler
@@ -53,6 +54,30 @@ def test_guidance_changes_the_logits_as_the_formula_says():
     blind = F.pad(canvas[:, 4:], (4, 0), value=1)
     c, u = (wd1.predict_logits(MODEL, each) for each in (canvas, blind))
     assert_close(guided(1.5, 4)(MODEL, canvas), u + 2.5 * (c - u))
+
+
+class Renewed(CachedPolicy):
+    def __call__(self, *inputs):
+        self.kept = None
+        return super().__call__(*inputs)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(choose=threshold(0.5))])
+@pytest.mark.parametrize("generate", [wd1.generate, partial(generate_guesses, wd1.generate)])
+def test_caches_renewed_at_every_step_change_nothing(monkeypatch, kind, shift, options, generate):
+    """Two, each with its canvas, that of guidance having no prompt."""
+    monkeypatch.setattr(MODEL.config, "logit_shift", shift)
+    padded, mask = F.pad(prompts(rows=3), (2, 0)), F.pad(torch.ones(3, 4), (2, 0))
+    mask[1, :4] = 0
+    options = dict(gen_length=6, steps=4, block_length=3, attention_mask=mask, **options)
+    want, found = (
+        generate(MODEL, padded, generator=seeded(0), policy=guided(1.0, 6, *policies), **options)
+        for policies in ([], [Renewed(kind), Renewed(kind)])
+    )
+    for name in {"completion", "written_at", "guess"} & set(want._fields):
+        assert torch.equal(getattr(want, name), getattr(found, name))
 
 
 @pytest.mark.parametrize("family", ["llada", "Dream", "a2d-qwen3"])

@@ -150,14 +150,6 @@ countdown 72 1 1 1 </answer> <answer>44+19-35
 countdown 72 1 1 1 <answer> It is $\boxed{44+19-35}$. </answer>
 countdown 72 1 1 1 <answer>\fbox{44+19-35}
 countdown 72 1 1 1 \boxed{7} so \boxed 44+19-35
-gsm8k 72 2.489 1 1 </answer> <answer>72
-gsm8k 72 2.5 1 1 <answer> It is $\boxed{72}$. </answer>
-gsm8k 72 2.5 1 1 <answer>\fbox{72}
-gsm8k 72 2.5 1 1 \boxed{7} so \boxed 72
-math \frac{1}{2} 2.75 1 1 </answer> <answer>\frac{1}{2}
-math \frac{1}{2} 3 1 1 <answer> It is $\boxed{\frac{1}{2}}$. </answer>
-math \frac{1}{2} 3 1 1 <answer>\fbox{\frac{1}{2}}
-math \frac{1}{2} 2.5 1 1 \boxed{7} so \boxed \frac{1}{2}
 gsm8k 72 4 1 1 @72
 gsm8k 72 3.5 1 1 @72.0
 gsm8k 72 2 0 0 @73
@@ -179,7 +171,15 @@ gsm8k 72.0 2 1 1 Thus \boxed{72 \text{ hours}}
 gsm8k 5 0 1 0 <answer>\boxed{.5}
 gsm8k 72 0.5 0 0 \boxed{72} <answer>73</answer>
 gsm8k -3 2.5 1 1 <answer>-3</answer>
+gsm8k 72 2.489 1 1 </answer> <answer>72
+gsm8k 72 2.5 1 1 <answer> It is $\boxed{72}$. </answer>
+gsm8k 72 2.5 1 1 <answer>\fbox{72}
+gsm8k 72 2.5 1 1 \boxed{7} so \boxed 72
 math \frac{1}{2} 3 1 1 @\boxed{\frac{1}{2}}
+math \frac{1}{2} 2.75 1 1 </answer> <answer>\frac{1}{2}
+math \frac{1}{2} 3 1 1 <answer> It is $\boxed{\frac{1}{2}}$. </answer>
+math \frac{1}{2} 3 1 1 <answer>\fbox{\frac{1}{2}}
+math \frac{1}{2} 2.5 1 1 \boxed{7} so \boxed \frac{1}{2}
 math \frac{1}{2} 3 1 1 @\boxed{0.5}
 math \frac{1}{2} 2.75 1 1 @\frac{1}{2}
 math \frac{1}{2} 1 0 0 @\boxed{\frac{1}{3}}
