@@ -2,16 +2,17 @@
 
 A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from nothing
 but mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
-compute the probability of the finished text, a sum over all orders. PPO and GRPO need it of three
-policies (the old, the reference and the current one) and take ratios of what are poor estimates of
-it.
+compute the probability of the finished text, a sum over all orders. PPO and GRPO have to estimate
+it under three policies (the old, the reference and the current one), and divide one poor estimate
+by another.
 
-wd1 (arXiv 2507.08838) needs it of one and never divides. For every prompt q it samples a
-group of G completions o_i, scores them, and *imitates the good ones and un-imitates the bad ones*:
+wd1 (arXiv 2507.08838) estimates it under one, the current policy p, and never divides. For every
+prompt q it samples a group of G completions o_i, scores them, and *imitates the good ones and
+un-imitates the bad ones*:
 
     A_i  = r_i - mean_j r_j                             how much better than the group
-    w+_i = softmax_i(psi A)                             o_i's part of the group's pull upwards
-    w-_i = softmax_i(-psi A)                            and its part of the group's push downwards
+    w+_i = softmax_i(psi A)                             o_i's share of the pull upwards
+    w-_i = softmax_i(-psi A)                            and its share of the push downwards
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how sharply the weights prefer the best. lambda and beta are the
@@ -132,7 +133,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
-    lam: Strength = 1.0  # strength of the KL to the policy before the step; psi = 1 / (lam + beta)
+    lam: Strength = 1.0  # strength of the KL to what wrote the batch; psi = 1 / (lam + beta)
     beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: Size = 256  # tokens of a completion, L
@@ -146,7 +147,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     num_generations: Size = 6  # completions a prompt, G
     num_iterations: Size = 12  # gradient steps on each batch, mu
     micro_batch_size: Size = 6  # rows a forward pass; changes memory, and what dropout draws
-    learning_rate: Strength = 3e-6  # AdamW's, at first
+    learning_rate: Strength = 3e-6  # AdamW's, at first; its betas are 0.9 and 0.99
     lr_decay: Share = 0.0  # the share of the rate that is gone, evenly, after the last step
     weight_decay: Strength = 0.1  # AdamW's
     max_grad_norm: Annotated[Strength, Field(gt=0)] = 0.2  # gradients are clipped to this norm
@@ -229,7 +230,7 @@ def is_tiny(model):
 # =================================================================================== 2. The model
 # A diffusion language model is a stock transformer without its causal mask. It was trained to
 # restore text of which a random part was masked; every position sees every other. It reads a
-# canvas x, a prompt and a completion o of which some tokens are masks, and its output at a masked
+# canvas x: a prompt, and a completion o with masks in place of some tokens. Its output at a masked
 # position k is a distribution over the token that belongs there:
 #
 #     p(o[k] | x) = softmax(logits[k])[o[k]]
@@ -265,7 +266,7 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
     states = model.get_decoder()(canvas, visible, position_ids, use_cache=False).last_hidden_state
     if positions is None:
         positions = torch.arange(canvas.shape[1], device=canvas.device)
-    # A shift leaves column 0 nothing to read; but that is the prompt's, and never asked for.
+    # With a shift nothing predicts column 0, the prompt's first: it gets what column 1 gets.
     return states[:, (positions - int(model.config.logit_shift)).clamp(min=0)]
 
 
@@ -276,7 +277,7 @@ def as_reference(model):
 
 
 def add_adapters(model, rank):
-    """A PeftModel with new adapters, on the layers of the published list that LLaDA has."""
+    """A PeftModel with new adapters, on those layers of the published list that LLaDA has."""
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
     options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
     return adapted(model, peft.LoraConfig(**options))
@@ -609,8 +610,8 @@ class Rollout(NamedTuple):
 
 
 def unmasking_schedule(gen_length, steps, block_length):
-    """For each block (its first column, [tokens to write in each of its steps]). What cannot be
-    shared out evenly goes to the first blocks and steps.
+    """A list with, for each block, its first column of the completion and how many tokens each of
+    its steps writes. What cannot be shared out evenly goes to the first blocks and steps.
 
     Raises InputError unless blocks fill the completion, every block has a step and every step a
     token."""
@@ -674,12 +675,12 @@ def generate(
     probability = torch.ones(canvas.shape, device=canvas.device)
     step = 0
     for start, counts in unmasking_schedule(gen_length, steps, block_length):
-        # [b]: the rows without an EOS so far. The others are done.
+        # [b]: the rows without an EOS before this block. The others are done.
         rows = (~torch.isin(canvas[:, P : P + start], eos).any(1)).nonzero()[:, 0]
         columns = torch.arange(P + start, P + start + block_length, device=canvas.device)  # [n]
         for count in counts:
             masked = canvas[rows[:, None], columns] == mask_id  # [b, n]
-            if not masked.any():  # all rows are done, or a given `choose` wrote more than `count`
+            if not masked.any():  # there are no rows, or a given `choose` wrote more than `count`
                 break
             logits = policy(model, canvas[rows], attention_mask[rows], columns)  # [b, n, V]
             logits[..., mask_id] = -torch.inf  # the mask is no token, and never proposed
@@ -687,6 +688,7 @@ def generate(
             if watch:
                 watch(step, rows, canvas[rows], proposal, confidence)
             write = masked & choose(confidence, masked, count)
+            # Where these are on the canvas: their rows, and their columns.
             cells = rows[:, None].expand_as(write)[write], columns.expand_as(write)[write]
             canvas[cells] = proposal[write]
             written_at[cells] = step
@@ -697,16 +699,16 @@ def generate(
 
 
 # =================================================================== 4. The likelihood log p(o|q)
-# Every estimate takes one or more views v of prompt and completion. A view hides some of the
-# completion or all of it, and perhaps some of the prompt: that is x_v, the canvas of one forward
-# pass, which asks the model for what is hidden of o. The answers are weighed:
+# An estimate takes one or more forward passes, its views v. A view puts masks in place of some
+# tokens of the completion, or all of them, and perhaps of some of the prompt. From that canvas x_v
+# the model predicts what is hidden of o; each right token's log-probability has a weight:
 #
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
-# Estimates differ only in what a view hides and how its answers are weighed. The ELBO is a lower
-# bound (for a model that writes in random order, not the surest first), noisy because its masks are
-# random; the one-step estimate is biased, and noisy because it masks some of the prompt. Both are
-# sums over the tokens of o, not means.
+# Estimates differ only in what a view hides and in these weights. The ELBO is a lower bound, noisy
+# because its masks are random; the one-step estimate is biased, and noisy because it masks some of
+# the prompt. (Both have the noise of dropout as well.) Both are sums over the tokens of o, not
+# means.
 #
 # A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
 # is 0 (else a model would be paid for its padding), and it is hidden: it would tell where the text
@@ -720,8 +722,8 @@ class View(NamedTuple):
     """One forward pass of an estimate of log p(o|q)."""
 
     hidden: Tensor  # bool [B, P+L]: what the model sees as masks
-    target: Tensor  # long [B, L]: the completion, which is asked for; shown where it is not hidden
-    weight: Tensor  # float [B, L]: how much the log-probability of each of its tokens counts
+    target: Tensor  # long [B, L]: the completion (in extras/ also guesses at it)
+    weight: Tensor  # float [B, L]: how much each of its log-probabilities counts; 0 where shown
 
 
 def token_log_probs(model, prompt, view, attention_mask=None):
@@ -741,7 +743,7 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
     Each log-probability takes V logits, of which backward would keep several copies (LLaDA: 130 MB
     each for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward
-    (gradient checkpointing). Backward begins with the last chunk, which is therefore kept."""
+    (gradient checkpointing); not the last one, with which backward begins."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -760,22 +762,25 @@ def log_likelihood(model, prompt, views, attention_mask=None):
 
 def until_eos(completion, eos_token_id):
     """bool [B, L]: the tokens up to and including the first EOS (an id, or several)."""
-    is_eos = torch.isin(completion, torch.tensor(eos_token_id, device=completion.device))
-    return is_eos.cumsum(-1) <= is_eos  # no EOS strictly before
+    is_eos = torch.isin(completion, torch.tensor(eos_token_id, device=completion.device)).int()
+    return is_eos.cumsum(-1) - is_eos == 0  # no EOS strictly before
 
 
 def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor:
     """Monte Carlo estimate of the evidence lower bound on log p(o|q), as in LLaDA (arXiv
     2502.09992): float [B], with gradient.
 
-        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * log p(S) ]
-        log p(S) = sum_{k in S} log p(o[k] | q, o without S)
+        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * score(S) ]
+        score(S) = sum_{k in S} log p(o[k] | q, o without S)
 
     S is a random subset of size l of the completion's tokens; here L counts them, row by row, up to
-    and with the first EOS; what comes after that is always hidden. The ELBO is also the mean, over
-    all L! orders of writing o, of the chain-rule log-likelihood: when l tokens are missing, they
-    are a random S, and the one that is written next, any of S, adds log p(S) / l on average. The
-    sum over l = 1..L is L times the mean over l.
+    and including the first EOS; what comes after that is always hidden.
+
+    Why a bound? Let the model write o token by token, in an order drawn at random: p(o|q) is a mean
+    over orders of products (the chain rule), and its log at least the mean over orders of sums of
+    logs (Jensen). While l tokens are missing they are a random S, and the next one is any of them
+    with chance 1/l: it adds score(S) / l on average. The sum of that over l = 1..L is the formula.
+    (The sampler, which takes the surest first, has no such bound.)
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
@@ -816,10 +821,11 @@ def one_step_log_likelihood(
 
         log p(o | q) ≈ sum_k log p(o[k] | q')
 
-    where q' is q with each token masked with probability prompt_mask_prob (default 0.15), and
-    nothing of o is shown. One forward pass, no noise from a completion mask, but biased: tokens are
-    predicted as if independent. Masking some of the prompt lets the mu gradient steps on one batch
-    see different inputs. Options: those of `elbo`."""
+    where q' is q with each token masked with probability prompt_mask_prob (default 0.15), anew in
+    each row, and nothing of o is shown: as if all of o were written in one denoising step. There is
+    no noise from a completion mask, but a bias: tokens are predicted as if independent. Masking
+    some of the prompt lets the mu gradient steps on one batch see different inputs. Options: those
+    of `elbo`."""
     views = one_step_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
 
@@ -847,22 +853,23 @@ def one_step_views(
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
 # with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
-# Fitting the model p to pi_new, by the least KL(pi_new || p), means maximising the mean of
-# log p(o | q) over o ~ pi_new. The o_i are drawn from mix (mixed token by token, which is not quite
-# the same), so that each counts by pi_new / mix: by exp(psi A_i), up to a factor. Made to sum to 1
-# over the group, that is the softmax of psi A (self-normalised importance sampling), and what is
-# maximised is sum_i w+_i log p(o_i | q): no ratio of likelihoods, and no second model in the
-# update. The same argument with -A gives the policy to stay away from, and w-, which wd1
-# subtracts. Without it a group of equally bad completions would be imitated.
+# The model in training, p, is to come close to pi_new. The least KL(pi_new || p) is the greatest
+# mean of log p(o | q) over o ~ pi_new; but the samples o_i are from mix. So each is weighted by
+# pi_new / mix, which is proportional to exp(psi A_i), and made to sum to 1 over the group that is
+# the softmax of psi A (self-normalised importance sampling). What is maximised is
+# sum_i w+_i log p(o_i | q): no ratio of likelihoods, and no second model in the update. The same
+# argument with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without w- a
+# group of equally bad completions would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
-# alone. And the sampler, with its temperature, its choice of the surest and its ban on the mask
-# token, is not exactly the policy whose likelihood is estimated. Exact weights would have the ratio
-# of the two as a factor; wd1 leaves it out.
+# alone. And the sampler, with its temperature, its choice of the surest, its ban on the mask token
+# and a mixture that is made token by token, is not exactly the policy whose likelihood is
+# estimated. Exact weights would have the ratio of the two as a factor; wd1 leaves it out.
 
 
 def mixture(reference, share):
-    """A policy for `generate`: p^(1-share) ref^share is, but for Z, an average of logits. With LoRA
+    """A policy for `generate`: log(p^(1-share) ref^share) is, but for Z, an average of logits. With
+    LoRA
     `reference` is the model itself, read with its adapters off."""
 
     def policy(model, *inputs):
@@ -965,7 +972,8 @@ def draw_views(config, model_config, batch):
 
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
-    log_p = (view.weight * log_probs).sum(-1)  # [b]: the rows as one group, in place of all N
+    log_p = (view.weight * log_probs).sum(-1)
+    # wd1_loss takes all [b] as one group and sums over it; so the mean over N is made here.
     return wd1_loss(log_p, batch.w_plus[rows], batch.w_minus[rows]) / len(batch.rewards)
 
 
@@ -981,9 +989,9 @@ def learn(
     model, optimizer, batch, config, draw=draw_views, loss=weighted_loss, clip=clip_gradients
 ):
     """The mu gradient steps on a batch, in micro-batches. Returns metrics: means of "loss" and
-    "grad_norm" (None if no step was taken), and how many steps were "skipped" for not being finite.
-    A batch of which no row counts has a gradient of 0, with which AdamW steps on by momentum and
-    decay, as in the published runs."""
+    "grad_norm" (None if no step was taken), and how many steps were "skipped", loss or gradient not
+    being finite. A batch of which no row counts has a gradient of 0, and AdamW still moves, by its
+    momentum and weight decay, as in the published runs."""
     trained, rollout, taken = optimizer.param_groups[0]["params"], batch.rollout, []
     model.train()
     for _ in range(config.num_iterations):
@@ -997,7 +1005,7 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))  # each rank gives its own
+        total = sum(gather(lambda _: total, range(WORLD)))  # over ranks: each gives its own
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
@@ -1007,8 +1015,9 @@ def learn(
 
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
-    one, filled up with rows of weight 0. So all have gradients to sum, and LoRA's dropout takes as
-    many random numbers on each: the next masks, from the same generator, are again the same."""
+    one, filled up with rows of weight 0, whose loss and gradient are 0. So all have gradients to
+    sum, and LoRA's dropout takes as many random numbers on each: the next masks, drawn from the
+    same generator, are again the same on all."""
     counts = (view.weight != 0).any(1)  # [B]
     ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
@@ -1163,8 +1172,8 @@ class RunDirectory:
 
     A checkpoint is one file, step-N-DIGEST: weights, AdamW's moments and, in its header, all else;
     named by the SHA-256 of what it holds, and renamed into place when it is whole. A damaged one is
-    passed over. What a step draws depends on the settings, the number of ranks and its own alone,
-    so a resumed run repeats the steps since; their lines are cut off the logs first."""
+    passed over. What a step draws depends on the settings, the number of ranks and its number, no
+    more: a resumed run repeats the steps after the checkpoint, whose lines are cut off the logs."""
 
     def __init__(self, config):
         self.config, self.path, self.asked = config, Path(config.output_dir), False
@@ -1187,7 +1196,7 @@ class RunDirectory:
                 self.lock.acquire()
         self.refuse_another()
         if RANK == 0 and not self.config.resume:
-            remove(self.path / "checkpoint")  # of a run that came no further
+            remove(self.path / "checkpoint")  # of a run that ended before its config.json
         everywhere()
         self.tensors, self.made_from = checkpoint_tensors(trained, optimizer), made_from
         # before: the first evaluation; after: the latest, ...
@@ -1267,8 +1276,8 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
-        # A copy, for a checkpoint in the midst of the next step: that step is then done again, and
-        # the forward passes that `state` counts in it are not to count twice.
+        # The state at the end of this step, for a checkpoint in the midst of the next: that one is
+        # then done again, and what `state` has counted of it must not count twice.
         self.header = json.dumps([self.state, self.made_from])
 
     def finish(self, model, tokenizer, **weights):
@@ -1408,7 +1417,7 @@ def train(
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
-    and raises SystemExit (after the last sampling it just goes on to its end). Killed at any moment
+    and raises SystemExit (when the last step learns it just ends as usual). Killed at any moment
     after its first checkpoint it goes on, with `resume`, as if it had never stopped. What does the
     work may be replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
@@ -1464,8 +1473,8 @@ def train(
 
 
 # ================================================================================== 7. Evaluation
-# On problems that are not trained on, at temperature 0, as a user would ask. The reward of samples
-# may rise while held-out accuracy falls.
+# On problems that are not trained on, at temperature 0. The reward of samples may rise while
+# held-out accuracy falls.
 
 
 def evaluate_model(model, tokenizer, test_set, config, generate=generate):
