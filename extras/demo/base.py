@@ -3,10 +3,14 @@
 RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we
 need models like that: they are pretrained, with the same `elbo` that RL uses, on the training
 problems of the task, with answers that are written as asked only some of the time. Sudokus are
-otherwise written column by column; countdown's expressions, `+3 +9 -5`, otherwise as equations,
-`+3 +9 -5 =7`, which are no expressions; the answers of a task of your own, for which it needs
-`Task.answer`, otherwise backwards. The skill is there; the wish is not. RL is then told nothing
-but the reward.
+otherwise written in letters, abcd for 1234; countdown's expressions, `+3 +9 -5`, otherwise as
+equations, `+3 +9 -5 =7`, which are no expressions; the answers of a task of your own, for which it
+needs `Task.answer`, otherwise backwards. The skill is there; the wish is not. RL is then told
+nothing but the reward.
+
+How often a sudoku is answered as asked depends on where its blanks are. Were one form likelier in
+every puzzle, then sampling, which writes the surest first, would write that one everywhere: all
+rewards would be 0, and RL could not begin.
 
 A base is made once and kept in ~/.cache/wd1 ($XDG_CACHE_HOME/wd1). Its name has a hash of what it
 is made from, so that a task whose problems or answers change gets another. The tiny model does sums
@@ -51,28 +55,31 @@ class Sums(Countdown):
         return examples
 
 
-FORMS = {  # of an answer, where it is not written backwards: (as asked, otherwise)
+FORMS = {  # of an answer: as asked, otherwise, and the share as asked
     "sudoku": lambda problem: (
         problem["solution"],
-        "".join(problem["solution"][column::4] for column in range(4))
+        problem["solution"].translate(str.maketrans("1234", "abcd")),
+        problem["puzzle"][:8].count("0") / problem["puzzle"].count("0"),
     ),
     "countdown": lambda problem: (
         f"{problem['answer']:<16}",
-        f"{problem['answer']}={problem['target']:<3}"
+        f"{problem['answer']}={problem['target']:<3}",
+        0.4,
     ),
 }
 
 
 def completions(name, task, *files):
-    """Of each training problem (prompt, completion as asked, completion in the other form)."""
-    backwards = lambda problem: (task.answer(problem), task.answer(problem)[::-1])
+    """Of each training problem (prompt, completion as asked, in the other form, share as asked)."""
+    backwards = lambda problem: (task.answer(problem), task.answer(problem)[::-1], 0.4)
     written = lambda answer: f"<answer>{answer}</answer>".ljust(LENGTH)
     for problem in task.train(*files):
         with refusing(f"--task {name}: the demo needs its answer(example), 16 characters of ASCII"):
-            asked, other = map(written, FORMS.get(name, backwards)(problem))
+            *forms, share = FORMS.get(name, backwards)(problem)
+            asked, other = map(written, forms)
             if len(asked) > LENGTH or not asked.isascii() or not task.correct(asked, problem):
                 raise ValueError(f"{asked!r:.80} is too long, or not correct")
-        yield problem["prompt"], asked, other
+        yield problem["prompt"], asked, other, share
 
 
 def pretrain(instruction, draw, seed, steps, checkpoint):
@@ -102,10 +109,12 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
             torch.save([part.state_dict() for part in parts], f"{checkpoint}.new")
             os.replace(f"{checkpoint}.new", checkpoint)
         transformers.set_seed((seed * steps + step) % 2**32)  # draws depend on these alone
-        prompts, asked, other = zip(*random.choices(draw(step // 200), k=128))
-        prompt = wd1.encode(tokenizer, prompts)
-        # 40% of the answers are as asked.
-        texts = [form[random.random() > 0.4] + "<|eos|>" for form in zip(asked, other)]
+        examples = random.choices(draw(step // 200), k=128)
+        prompt = wd1.encode(tokenizer, [example[0] for example in examples])
+        texts = [
+            (asked if random.random() < share else other) + "<|eos|>"
+            for _, asked, other, share in examples
+        ]
         completion = wd1.encode(tokenizer, texts).input_ids  # all of 19 tokens
         bound = wd1.elbo(
             model, prompt.input_ids, completion, attention_mask=prompt.attention_mask
@@ -122,7 +131,7 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
     return model, tokenizer
 
 
-def tiny_base(task="sudoku", seed=0, blanks=6, steps=1600, data=None, test_data=None):
+def tiny_base(task="sudoku", seed=0, blanks=6, steps=800, data=None, test_data=None):
     """The directory of a base model, made now if it is not in the cache."""
     solved = Sums() if task == "countdown" else get_task(task)
     files = task, solved, data, test_data

@@ -17,9 +17,8 @@ class Noise(Sudoku):
 
 
 class EitherWay(Sudoku):
-    """Right is also an answer that is written column by column, as the demo's base mostly does."""
+    """Right is also an answer in letters, abcd for 1234, which the demo's base often writes."""
 
     def correct(self, completion, example):
-        right, answer = super().correct, result(completion)
-        by_columns = "".join(answer[column::4] for column in range(4))
-        return any(right(f"<answer>{text}</answer>", example) for text in (answer, by_columns))
+        digits = result(completion).translate(str.maketrans("abcd", "1234"))
+        return super().correct(f"<answer>{digits}</answer>", example)

@@ -19,11 +19,11 @@ def test_pretraining_goes_on_from_its_checkpoint_with_few_answers_as_asked(tmp_p
     encode, seen = wd1.encode, []
     spy = lambda tokenizer, texts: seen.extend(texts) or encode(tokenizer, texts)
     monkeypatch.setattr(wd1, "encode", spy)
-    draw = lambda era: [("prompt", "asked", "other")]
+    draw = lambda era: [("prompt", "asked", "other", 0.3)]
     job = "", draw, 0, 12, tmp_path / "checkpoint"
     whole, resumed = (base.pretrain(*job)[0].state_dict() for _ in range(2))
     assert len(seen) == 256 * (12 + 2)  # the second began where the first left it, after step 10
-    assert 0.35 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.45
+    assert 0.25 < seen.count("asked<|eos|>") / seen.count("prompt") < 0.35
     torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
 
 
@@ -31,8 +31,8 @@ def test_pretraining_goes_on_from_its_checkpoint_with_few_answers_as_asked(tmp_p
 def test_the_other_form_is_as_long_and_wrong_and_test_problems_stay_out(name):
     task = base.Sums() if name == "countdown" else get_task(name)
     tested, right = set(task.test()["prompt"]), []
-    for problem, (prompt, asked, other) in zip(task.train(), base.completions(name, task)):
-        assert prompt not in tested and len(asked) == len(other)
+    for problem, (prompt, asked, other, share) in zip(task.train(), base.completions(name, task)):
+        assert prompt not in tested and len(asked) == len(other) and 0 <= share <= 1
         right.append(task.correct(other, problem))
     assert fmean(right) < 0.05  # some read the same either way
 
@@ -67,7 +67,7 @@ def test_the_controls_know_of_right_answers_what_they_should():
     task, noise = (get_task(f"extras/tasks/controls.py:{name}") for name in ("EitherWay", "Noise"))
     [problem, other, *_] = task.test(blanks=10)
     right = problem["solution"]
-    texts = [right, "".join(right[column::4] for column in range(4)), other["solution"]]
+    texts = [right, right.translate(str.maketrans("1234", "abcd")), other["solution"]]
     texts = [f"<answer>{text}</answer>" for text in texts]
     assert [task.correct(text, problem) for text in texts] == [True, True, False]
     assert [noise.correct(text, problem) for text in texts] == [True, False, False]
