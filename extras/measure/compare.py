@@ -76,7 +76,7 @@ def tables(results):
 
 def main(argv):
     root, pictures, names = Path("runs/compare"), Path("assets"), [*METHODS]
-    more, seeds, search, pretraining, results = "", SEEDS, SEARCH_SEEDS, {}, {}
+    more, seeds, search, pretraining, results = "", SEEDS, SEARCH_SEEDS, {"steps": 800}, {}
     if "--quick" in argv:
         root = pictures = Path("runs/compare-quick")
         names, more, seeds, search, pretraining = names[:3], QUICK, range(2), [5], {"steps": 100}
