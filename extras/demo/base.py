@@ -8,9 +8,9 @@ equations, `+3 +9 -5 =7`, which are no expressions; the answers of a task of you
 needs `Task.answer`, otherwise backwards. The skill is there; the wish is not. RL is then told
 nothing but the reward.
 
-How often a sudoku is answered as asked depends on where its blanks are. Were one form likelier in
-every puzzle, then sampling, which writes the surest first, would write that one everywhere: all
-rewards would be 0, and RL could not begin.
+How often a sudoku is answered as asked depends on where its blanks are: 1/6 to 5/6 of the time. If
+one form were likelier in every puzzle, sampling, which writes the surest first, would write that
+form everywhere: all rewards would be 0, and RL could not begin.
 
 A base is made once and kept in ~/.cache/wd1 ($XDG_CACHE_HOME/wd1). Its name has a hash of what it
 is made from, so that a task whose problems or answers change gets another. The tiny model does sums
@@ -59,7 +59,7 @@ FORMS = {  # of an answer: as asked, otherwise, and the share as asked
     "sudoku": lambda problem: (
         problem["solution"],
         problem["solution"].translate(str.maketrans("1234", "abcd")),
-        problem["puzzle"][:8].count("0") / problem["puzzle"].count("0"),
+        (1 + 4 * problem["puzzle"][:8].count("0") / problem["puzzle"].count("0")) / 6,
     ),
     "countdown": lambda problem: (
         f"{problem['answer']:<16}",
