@@ -133,7 +133,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     likelihood: Literal["one_step", "elbo"] = "one_step"  # the estimate of log p(o|q)
     mc_samples: Size = 1  # mask draws of an estimate, one forward pass each
     prompt_mask_prob: Share = 0.15  # one_step: probability of masking a prompt token
-    lam: Strength = 1.0  # strength of the KL to what wrote the batch; psi = 1 / (lam + beta)
+    lam: Strength = 1.0  # strength of the KL to the policy before a step; psi = 1 / (lam + beta)
     beta: Strength = 0.0  # strength of the KL to the reference, the base model
     # sampling
     gen_length: Size = 256  # tokens of a completion, L
@@ -164,7 +164,7 @@ class Config(BaseModel, extra="forbid", allow_inf_nan=False):
     def __init__(self, /, **given):
         given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
         # Defaults give way to presets, presets to what a run has saved, and that to what is given.
-        # The first calls of `fill` find out model, task and place.
+        # `presets` needs model and task, and a saved run its place: so `fill` is first for these.
         self.fill(given)
         name = re.sub(r"[^\w.+-]+", "-", f"{self.model}-{Path(self.task).name}").strip("-.")
         place = self.output_dir or f"runs/{name}"
@@ -631,8 +631,8 @@ def propose(logits, temperature, generator):
     """A token for each position, its probability at temperature 1: [..., V] -> long, float [...].
 
     argmax(logits / temperature + Gumbel noise) is an exact draw from softmax(logits / temperature).
-    In float32 that noise is at most 16.6 (u <= 1 - 2^-24), so that tokens of probability e^-16.6 or
-    less would win too rarely or never (arXiv 2409.02908): hence float64."""
+    In float32 u <= 1 - 2^-24, and the noise is never more than 16.6: tokens of probability e^-16.6
+    or less would be drawn too rarely or never (arXiv 2409.02908). Hence float64."""
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
@@ -665,7 +665,7 @@ def generate(
 
     Three functions may be given; `mixture` is a policy, others are in extras/. policy(model, canvas
     [b, P+L], attention_mask, positions [n]): logits [b, n, V]. choose(confidence [b, n], masked
-    [b, n], count): the places to write, bool [b, n], of which those masked count. watch(step,
+    [b, n], count): the places to write, bool [b, n]; those not masked are ignored. watch(step,
     rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
     mask_id, P = model.config.mask_token_id, prompt.shape[1]
     eos = torch.tensor(model.config.eos_token_id, device=prompt.device).view(-1)
@@ -743,7 +743,7 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
     Each log-probability takes V logits, of which backward would keep several copies (LLaDA: 130 MB
     each for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward
-    (gradient checkpointing); not the last one, with which backward begins."""
+    (gradient checkpointing); but for the last, with which backward begins: nothing is gained."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -776,10 +776,10 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
     S is a random subset of size l of the completion's tokens; here L counts them, row by row, up to
     and including the first EOS; what comes after that is always hidden.
 
-    Why a bound? Let the model write o token by token, in an order drawn at random: p(o|q) is a mean
-    over orders of products (the chain rule), and its log at least the mean over orders of sums of
-    logs (Jensen). While l tokens are missing they are a random S, and the next one is any of them
-    with chance 1/l: it adds score(S) / l on average. The sum of that over l = 1..L is the formula.
+    Why a bound? Let the model write o one token at a time, in a random order. p(o|q) is a mean over
+    orders of products (the chain rule); its log is at least the mean of the sums of logs (Jensen).
+    While l tokens are missing they are a random S, and the next is each of them with chance 1/l: it
+    adds score(S) / l on average. The sum of that over l = 1..L (L times its mean) is the formula.
     (The sampler, which takes the surest first, has no such bound.)
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
@@ -853,13 +853,13 @@ def one_step_views(
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
 # with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
-# The model in training, p, is to come close to pi_new. The least KL(pi_new || p) is the greatest
-# mean of log p(o | q) over o ~ pi_new; but the samples o_i are from mix. So each is weighted by
-# pi_new / mix, which is proportional to exp(psi A_i), and made to sum to 1 over the group that is
-# the softmax of psi A (self-normalised importance sampling). What is maximised is
+# The model in training, p, is to come close to pi_new: the greater the mean of log p(o | q) over
+# o ~ pi_new, the smaller KL(pi_new || p). But the o_i are sampled from mix (by `collect`), so each
+# needs the weight pi_new / mix = exp(psi A_i) / Z. With Z estimated from the group this is the
+# softmax of psi A (self-normalised importance sampling), and what is maximised is
 # sum_i w+_i log p(o_i | q): no ratio of likelihoods, and no second model in the update. The same
-# argument with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without w- a
-# group of equally bad completions would be imitated.
+# with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without w- a group of
+# equally bad completions would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
 # alone. And the sampler, with its temperature, its choice of the surest, its ban on the mask token
@@ -868,9 +868,8 @@ def one_step_views(
 
 
 def mixture(reference, share):
-    """A policy for `generate`: log(p^(1-share) ref^share) is, but for Z, an average of logits. With
-    LoRA
-    `reference` is the model itself, read with its adapters off."""
+    """A policy for `generate`: p^(1-share) ref^share, whose log is, but for Z, a mean of logits.
+    With LoRA `reference` is the model itself, read with its adapters off."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -973,7 +972,7 @@ def draw_views(config, model_config, batch):
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
     log_p = (view.weight * log_probs).sum(-1)
-    # wd1_loss takes all [b] as one group and sums over it; so the mean over N is made here.
+    # Of a flat [b] wd1_loss is the plain sum (groups may be split): the mean over N is made here.
     return wd1_loss(log_p, batch.w_plus[rows], batch.w_minus[rows]) / len(batch.rewards)
 
 
@@ -1005,7 +1004,7 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))  # over ranks: each gives its own
+        total = sum(gather(lambda _: total, range(WORLD)))  # item i is rank i's own total
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
             taken.append((total, norm))
@@ -1015,9 +1014,8 @@ def learn(
 
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
-    one, filled up with rows of weight 0, whose loss and gradient are 0. So all have gradients to
-    sum, and LoRA's dropout takes as many random numbers on each: the next masks, drawn from the
-    same generator, are again the same on all."""
+    one; rows of weight 0, which change nothing, fill up. So all have gradients to sum, and dropout
+    takes as many random numbers on each, after which their next masks are again the same."""
     counts = (view.weight != 0).any(1)  # [B]
     ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
@@ -1276,8 +1274,8 @@ class RunDirectory:
             with (self.path / f"{name}.jsonl").open("a") as log:
                 log.writelines(f"{json.dumps(line)}\n" for line in lines)
                 self.state["logs"][name] = log.tell()
-        # The state at the end of this step, for a checkpoint in the midst of the next: that one is
-        # then done again, and what `state` has counted of it must not count twice.
+        # A run that stops in the midst of a step saves the state from before it. That step is then
+        # repeated, and its forward passes must not count twice.
         self.header = json.dumps([self.state, self.made_from])
 
     def finish(self, model, tokenizer, **weights):
@@ -1418,7 +1416,7 @@ def train(
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
     and raises SystemExit (when the last step learns it just ends as usual). Killed at any moment
-    after its first checkpoint it goes on, with `resume`, as if it had never stopped. What does the
+    once config.json is there it goes on, with `resume`, as if it had never stopped. What does the
     work may be replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
     model, reference, tokenizer, train_set, test_set = set_up(config, load)
@@ -1515,8 +1513,8 @@ def parse_arguments(argv=None, config_class=Config):
     classes = [each for each in config_class.__mro__ if issubclass(each, Config)]
     source = "".join(map(inspect.getsource, reversed(classes)))
     group = parser  # of what comes before the first group
-    # `name: ...  # comment` is a setting, `# comment` alone begins a group of them. Values stay the
-    # text that they are: pydantic converts them.
+    # Four spaces from the left, `name: ...  # comment` is a setting, `# comment` alone begins a
+    # group of them. Values stay the text that they are: pydantic converts them.
     for name, comment in re.findall(r"(?m)^    (?:(\w+): .*)?# (.*)$", source):
         if not name:
             group = parser.add_argument_group(comment)

@@ -1,4 +1,4 @@
-"""The demo's base models: they can solve the problems of a task, and rarely answer as asked.
+"""The demo's base models: they can solve the problems of a task, and often answer otherwise.
 
 RL on a language model brings out what pretraining left in it. To show that honestly on a laptop we
 need models like that: they are pretrained, with the same `elbo` that RL uses, on the training
@@ -9,8 +9,8 @@ needs `Task.answer`, otherwise backwards. The skill is there; the wish is not. R
 nothing but the reward.
 
 How often a sudoku is answered as asked depends on where its blanks are: 1/6 to 5/6 of the time. If
-one form were likelier in every puzzle, sampling, which writes the surest first, would write that
-form everywhere: all rewards would be 0, and RL could not begin.
+letters were likelier in every puzzle, sampling, which writes the surest first, would write letters
+everywhere: rewards would be 0, and RL might not begin.
 
 A base is made once and kept in ~/.cache/wd1 ($XDG_CACHE_HOME/wd1). Its name has a hash of what it
 is made from, so that a task whose problems or answers change gets another. The tiny model does sums
