@@ -40,9 +40,9 @@ class PlanConfig(wd1.Config):
     """The settings of a run, and what else its cost depends on. Its GPU may be elsewhere."""
 
     model: Optional[wd1.Text] = None  # hub id, directory, or config.json; without: the README's table
-    # the machine (2 x 8 billion operations a token, at 40% of an H100's 990 TFLOP/s in bfloat16)
+    # the machine (LLaDA-8B on an H100: measured by extras/scale/gpu.py)
     prompt_length: wd1.Size = 200  # tokens of a prompt
-    tokens_per_second: wd1.Strength = 25e3  # that a forward pass takes in, of all GPUs
+    tokens_per_second: wd1.Strength = 27e3  # that a forward pass takes in, of all GPUs
 
     program: ClassVar[str] = "python -m extras.scale.plan"
 
