@@ -2,9 +2,9 @@
 
 A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from nothing
 but mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
-compute the probability of the finished text, a sum over all orders. PPO and GRPO have to estimate
-it under three policies (the old, the reference and the current one), and divide one poor estimate
-by another.
+compute the probability of the finished text: it could have been written in any of these orders. PPO
+and GRPO have to estimate it under three policies (the old one, that sampled; the reference, the
+base model; the current one), and divide one poor estimate by another.
 
 wd1 (arXiv 2507.08838) estimates it under one, the current policy p, and never divides. For every
 prompt q it samples a group of G completions o_i, scores them, and *imitates the good ones and
@@ -16,7 +16,8 @@ un-imitates the bad ones*:
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how sharply the weights prefer the best. lambda and beta are the
-strengths of two KL penalties, neither of which is ever computed: section 5.
+strengths of KL penalties towards the old policy and the reference; neither is ever computed:
+section 5.
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
 3 sampling, 4 likelihood, 5 weights and loss, 6 the training loop, 7 evaluation, 8 the command line.
@@ -277,7 +278,8 @@ def as_reference(model):
 
 
 def add_adapters(model, rank):
-    """A PeftModel with new adapters, on those layers of the published list that LLaDA has."""
+    """A PeftModel with new adapters. The published list has Llama's names for all its layers; only
+    these four exist in LLaDA's own code, and so only they were trained."""
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
     options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
     return adapted(model, peft.LoraConfig(**options))
@@ -636,7 +638,7 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB at LLaDA.
+        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB, 24 x 32 x V.
         minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
         noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
@@ -701,14 +703,13 @@ def generate(
 # =================================================================== 4. The likelihood log p(o|q)
 # An estimate takes one or more forward passes, its views v. A view puts masks in place of some
 # tokens of the completion, or all of them, and perhaps of some of the prompt. From that canvas x_v
-# the model predicts what is hidden of o; each right token's log-probability has a weight:
+# the model predicts what is hidden of o; the log-probability of each hidden token has a weight:
 #
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
 # Estimates differ only in what a view hides and in these weights. The ELBO is a lower bound, noisy
 # because its masks are random; the one-step estimate is biased, and noisy because it masks some of
-# the prompt. (Both have the noise of dropout as well.) Both are sums over the tokens of o, not
-# means.
+# the prompt. Both are sums over the tokens of o, not means.
 #
 # A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
 # is 0 (else a model would be paid for its padding), and it is hidden: it would tell where the text
@@ -722,7 +723,7 @@ class View(NamedTuple):
     """One forward pass of an estimate of log p(o|q)."""
 
     hidden: Tensor  # bool [B, P+L]: what the model sees as masks
-    target: Tensor  # long [B, L]: the completion (in extras/ also guesses at it)
+    target: Tensor  # long [B, L]: the completion
     weight: Tensor  # float [B, L]: how much each of its log-probabilities counts; 0 where shown
 
 
@@ -743,7 +744,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
     Each log-probability takes V logits, of which backward would keep several copies (LLaDA: 130 MB
     each for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward
-    (gradient checkpointing); but for the last, with which backward begins: nothing is gained."""
+    (gradient checkpointing). Not the last chunk: backward begins with it, and would compute it at
+    once."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -778,14 +780,13 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
 
     Why a bound? Let the model write o one token at a time, in a random order. p(o|q) is a mean over
     orders of products (the chain rule); its log is at least the mean of the sums of logs (Jensen).
-    While l tokens are missing they are a random S, and the next is each of them with chance 1/l: it
-    adds score(S) / l on average. The sum of that over l = 1..L (L times its mean) is the formula.
-    (The sampler, which takes the surest first, has no such bound.)
+    When l tokens are still missing they form a random S, and the next to be written is any of them
+    with chance 1/l: on average it adds score(S) / l. Summed over l = 1..L, which is L times the
+    mean over l, that is the formula.
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
     spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
-    number of columns to random numbers in 0..1, float [B, columns]: extras/ has one for rows that
-    share their draws)."""
+    number of columns to random numbers in 0..1, float [B, columns])."""
     views = elbo_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
 
@@ -845,9 +846,9 @@ def one_step_views(
 
 
 # ========================================================== 5. Advantages, group weights and loss
-# The policy that maximises E[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a mixture of the
-# policy before the step and the reference, tilted towards what is better (the closed form that DPO
-# begins with; Z makes it sum to 1):
+# The policy that maximises E[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a geometric mean
+# of the policy before the step and the reference, tilted towards what is better (the closed form
+# that DPO begins with; Z makes it sum to 1):
 #
 #     mix = pi_old^(1 - s) ref^s
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
@@ -855,11 +856,11 @@ def one_step_views(
 # with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
 # The model in training, p, is to come close to pi_new: the greater the mean of log p(o | q) over
 # o ~ pi_new, the smaller KL(pi_new || p). But the o_i are sampled from mix (by `collect`), so each
-# needs the weight pi_new / mix = exp(psi A_i) / Z. With Z estimated from the group this is the
-# softmax of psi A (self-normalised importance sampling), and what is maximised is
-# sum_i w+_i log p(o_i | q): no ratio of likelihoods, and no second model in the update. The same
-# with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without w- a group of
-# equally bad completions would be imitated.
+# needs the weight pi_new / mix = exp(psi A_i) / Z. Z is the mean of exp(psi A) over mix, which the
+# group's stands in for (self-normalised importance sampling): the group's mean of weighted log p is
+# then sum_i w+_i log p(o_i | q), w+ being a softmax. There is no ratio of likelihoods, and no
+# second model in the update. The same with -A gives the policy to stay away from, and w-, which wd1
+# subtracts. Without w- a group of equally bad completions would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
 # alone. And the sampler, with its temperature, its choice of the surest, its ban on the mask token
@@ -868,8 +869,8 @@ def one_step_views(
 
 
 def mixture(reference, share):
-    """A policy for `generate`: p^(1-share) ref^share, whose log is, but for Z, a mean of logits.
-    With LoRA `reference` is the model itself, read with its adapters off."""
+    """A policy for `generate`: p^(1-share) ref^share, normalised. Its logits are the weighted mean
+    of the two models'. With LoRA `reference` is the model itself, read with its adapters off."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -945,7 +946,6 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
     prompts = [problem["prompt"] for problem in problems]
-    # `sample` calls `generate` for as many at a time as fit, on each rank for its share.
     sizes = config.gen_length, config.diffusion_steps
     rollout = sample(model, tokenizer, prompts, config, *sizes, seed, **options)
     texts = decode(model, tokenizer, rollout.completion)
@@ -1004,10 +1004,10 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(trained, config.max_grad_norm)
-        total = sum(gather(lambda _: total, range(WORLD)))  # item i is rank i's own total
-        if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
+        totals = gather(lambda _: total, range(WORLD))  # item i is rank i's own
+        if math.isfinite(sum(totals)) and math.isfinite(norm):  # else the weights would be ruined
             optimizer.step()
-            taken.append((total, norm))
+            taken.append((sum(totals), norm))
     mean, norm = map(fmean, zip(*taken)) if taken else (None, None)
     return {"loss": mean, "grad_norm": norm, "skipped": config.num_iterations - len(taken)}
 
@@ -1015,7 +1015,7 @@ def learn(
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
     one; rows of weight 0, which change nothing, fill up. So all have gradients to sum, and dropout
-    takes as many random numbers on each, after which their next masks are again the same."""
+    takes as many random numbers on each: all go on to draw the same masks."""
     counts = (view.weight != 0).any(1)  # [B]
     ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
@@ -1415,9 +1415,9 @@ def train(
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
-    and raises SystemExit (when the last step learns it just ends as usual). Killed at any moment
-    once config.json is there it goes on, with `resume`, as if it had never stopped. What does the
-    work may be replaced; watch(run, metrics) is told of each step."""
+    and raises SystemExit (if that was the last step's learning, it ends as usual). Killed at any
+    moment once config.json is there it goes on, with `resume`, as if it had never stopped. What
+    does the work may be replaced; watch(run, metrics) is told of each step."""
     run = directory(config)
     model, reference, tokenizer, train_set, test_set = set_up(config, load)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
