@@ -1415,7 +1415,7 @@ def train(
     """Evaluates, trains, evaluates again and saves, all in `output_dir`. Returns the summary.
 
     On Ctrl-C or SIGTERM it finishes the sampling or the learning that it is at, leaves a checkpoint
-    and raises SystemExit (if that was the last step's learning, it ends as usual). Killed at any
+    and raises SystemExit (if that was the last step's learning it ends as usual). Killed at any
     moment once config.json is there it goes on, with `resume`, as if it had never stopped. What
     does the work may be replaced; watch(run, metrics) is told of each step."""
     run = directory(config)

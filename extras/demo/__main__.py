@@ -6,11 +6,12 @@
     python -m extras.demo --resume                         # goes on, as does python wd1.py --resume
 """
 
+from itertools import islice
 from pathlib import Path
 
 import wd1
 from extras.demo.base import tiny_base
-from extras.watch.chat import show
+from extras.watch.chat import show, solve
 from extras.watch.health import warn
 from rewards import InputError
 
@@ -30,20 +31,24 @@ def prepare(config):
         config.data = str(problems)
 
 
-def look(config, model, title):
-    """Shows the model in a directory at work on the first held-out problem."""
+def look(config, model, title, problem=None):
+    """Shows the model in a directory at work on a held-out problem, and returns that: the first of
+    twenty that it gets wrong, if there is one."""
     config = config.model_copy(update=dict(model=model, resume=False, eval_only=True))
     model, _, tokenizer, _, problems = wd1.set_up(config)
-    show(model, tokenizer, problems[0], config, title)
+    wrong = (each for each in islice(problems, 20) if not solve(model, tokenizer, each, config)[2])
+    problem = problem or next(wrong, problems[0])
+    show(model, tokenizer, problem, config, title)
+    return problem
 
 
 def train(config):
     """wd1.train, with a look at the model before and after."""
     wd1.RunDirectory(config)  # refuses a directory that holds another run
     prepare(config)
-    look(config, config.model, "before")
+    problem = look(config, config.model, "before")
     summary = wd1.train(config, watch=warn)
-    look(config, f"{config.output_dir}/model", "after")
+    look(config, f"{config.output_dir}/model", "after", problem)
     return summary
 
 

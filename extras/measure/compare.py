@@ -21,7 +21,7 @@ import wd1
 from extras.measure.harness import HELD_OUT, curves, grid, outcomes, over_seeds, table
 
 SETTINGS = """--batch_size 128 --max_steps 12 --eval_every 2 --eval_size 150
-    --rollout_batch_size 150 --lr_decay 0"""
+    --rollout_batch_size 150 --blanks 10"""  # sudokus; their bases are pretrained with 6
 QUICK = "--max_steps 4 --eval_size 50 --batch_size 64"
 SEEDS, SEARCH_SEEDS = range(101, 106), range(106, 109)
 ONE_STEP = "--likelihood one_step --mc_samples 1"

@@ -45,7 +45,9 @@ def test_a_base_is_made_once_and_what_cannot_work_is_said_before(tmp_path, monke
     options = dict(task=REVERSE, output_dir=f"{tmp_path}/run", max_steps=1, eval_size=8)
     run = lambda job, **more: job(wd1.Config(**options, **more))
     run(demo.train)
-    assert "after: " in capsys.readouterr().out.partition("before: ")[2]
+    before, _, after = capsys.readouterr().out.partition("after: ")
+    problem = before.partition("before: ")[2].splitlines()[0]
+    assert problem and after.startswith(problem) and "wrong, reward" in before
     monkeypatch.setattr(base, "tqdm", None)  # from here on no other base can be made
     run(demo.evaluate)
     with pytest.raises(InputError, match="holds another run"):
