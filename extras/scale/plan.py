@@ -127,16 +127,19 @@ def work(config):
     At most: rows that end early are sampled no further, rows that teach nothing are left out. A
     backward pass takes as long as two forward passes; gradient checkpointing adds a third.
     """
-    steps, size = config.max_steps, config.batch_size
-    sampled = steps * size * config.diffusion_steps  # counted in rows
+    rows = config.max_steps * config.batch_size
+    sampled = rows * config.diffusion_steps
     sampled *= 1 + (config.beta > 0)  # the reference has its say
-    evaluations = 1 + math.ceil(steps / (config.eval_every or steps))
-    lengths = sum((length + 1) // 2 for length in config.eval_lengths)
-    sampled += evaluations * config.eval_size * lengths
-    learned = steps * size * config.num_iterations * config.mc_samples
+    learned = rows * config.num_iterations * config.mc_samples
     tokens = sampled + learned * (3 + config.gradient_checkpointing)
     tokens *= config.prompt_length + config.gen_length
-    passes = sampled / config.rollout_batch_size + learned / config.micro_batch_size
+    times = 1 + math.ceil(config.max_steps / (config.eval_every or config.max_steps))
+    evaluated = 0
+    for length in config.eval_lengths:
+        part = times * config.eval_size * ((length + 1) // 2)
+        evaluated += part
+        tokens += part * (config.prompt_length + length)
+    passes = (sampled + evaluated) / config.rollout_batch_size + learned / config.micro_batch_size
     return {"passes": round(passes), "hours": tokens / config.tokens_per_second / 3600}
 
 

@@ -208,8 +208,9 @@ def test_what_is_counted_follows_the_settings(tmp_path, capsys):
     sampling, updates, evaluation = 1000 * 2 * 128, 1000 * 8 * 8, (64 + 128 + 256) * 256 / 24
     assert light["passes"] == round(sampling + updates + 11 * evaluation)
     assert full["passes"] == round(2 * sampling + updates + 2 * evaluation)
-    rows = 24 * (sampling + 11 * evaluation) + 6 * updates * 4
-    assert light["hours"] == pytest.approx(rows * (200 + 256) / 1e4 / 3600)
+    looks = 11 * 256 * (64 * (200 + 128) + 128 * (200 + 256) + 256 * (200 + 512))
+    tokens = (24 * sampling + 6 * updates * 4) * (200 + 256) + looks
+    assert light["hours"] == pytest.approx(tokens / 1e4 / 3600)
 
 
 def test_the_gpu_script_rehearses(capsys):
