@@ -638,7 +638,7 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB, 24 x 32 x V.
+        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB at LLaDA.
         minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
         noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
@@ -1005,9 +1005,10 @@ def learn(
                 total += value.item()
         norm = clip(trained, config.max_grad_norm)
         totals = gather(lambda _: total, range(WORLD))  # item i is rank i's own
-        if math.isfinite(sum(totals)) and math.isfinite(norm):  # else the weights would be ruined
+        total = sum(totals)
+        if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
-            taken.append((sum(totals), norm))
+            taken.append((total, norm))
     mean, norm = map(fmean, zip(*taken)) if taken else (None, None)
     return {"loss": mean, "grad_norm": norm, "skipped": config.num_iterations - len(taken)}
 

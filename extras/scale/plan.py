@@ -128,15 +128,15 @@ def work(config):
     backward pass takes as long as two forward passes; gradient checkpointing adds a third.
     """
     rows = config.max_steps * config.batch_size
-    sampled = rows * config.diffusion_steps
+    sampled = rows * config.diffusion_steps  # counted in rows, as are `learned` and `evaluated`
     sampled *= 1 + (config.beta > 0)  # the reference has its say
     learned = rows * config.num_iterations * config.mc_samples
     tokens = sampled + learned * (3 + config.gradient_checkpointing)
     tokens *= config.prompt_length + config.gen_length
-    times = 1 + math.ceil(config.max_steps / (config.eval_every or config.max_steps))
+    evaluations = 1 + math.ceil(config.max_steps / (config.eval_every or config.max_steps))
     evaluated = 0
     for length in config.eval_lengths:
-        part = times * config.eval_size * ((length + 1) // 2)
+        part = evaluations * config.eval_size * ((length + 1) // 2)
         evaluated += part
         tokens += part * (config.prompt_length + length)
     passes = (sampled + evaluated) / config.rollout_batch_size + learned / config.micro_batch_size
