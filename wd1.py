@@ -1,10 +1,10 @@
 """wd1: reinforcement learning for diffusion language models, in one file.
 
 A diffusion language model (LLaDA, Dream, ...) writes text by *unmasking*: it starts from nothing
-but mask tokens and, step by step, fills in the positions it is surest of, in any order. Nobody can
-compute the probability of the finished text: it could have been written in any of these orders. PPO
-and GRPO have to estimate it under three policies (the old one, that sampled; the reference, the
-base model; the current one), and divide one poor estimate by another.
+but mask tokens and, step by step, fills in the positions it is surest of, wherever they are. Nobody
+can compute the probability of the finished text: it could have been written in any order. PPO and
+GRPO have to estimate it under three policies (the old one, that sampled; the reference, the base
+model; the current one), and divide one poor estimate by another.
 
 wd1 (arXiv 2507.08838) estimates it under one, the current policy p, and never divides. For every
 prompt q it samples a group of G completions o_i, scores them, and *imitates the good ones and
@@ -241,8 +241,8 @@ def is_tiny(model):
 # So real checkpoints load into stock classes with `config.is_causal = False`, which transformers 5
 # heeds. They differ in the names of their weights; Dream also reads its prediction for position k
 # at k - 1. With the causal mask left on there would be no error: the model would write nonsense,
-# and be trained on that. So `check_model` changes a token before the first step, and looks whether
-# those on its left notice.
+# and be trained on that. So, before the first step, `check_model` changes one token of an input,
+# and looks whether the predictions on its left change.
 
 
 def predict_logits(model, canvas, attention_mask=None, positions=None) -> Tensor:
@@ -269,12 +269,6 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
         positions = torch.arange(canvas.shape[1], device=canvas.device)
     # With a shift nothing predicts column 0, the prompt's first: it gets what column 1 gets.
     return states[:, (positions - int(model.config.logit_shift)).clamp(min=0)]
-
-
-def as_reference(model):
-    """The context in which a model predicts as the reference (section 5): with LoRA the model that
-    is trained, its adapters off; else the reference is a second model, used as it is."""
-    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
 def add_adapters(model, rank):
@@ -585,10 +579,10 @@ def try_out(stock, directory, seconds=20, size=2**32):
 
 
 # ==================================================================================== 3. Sampling
-# Start from a canvas x of the prompt and L masks. At each of T steps, guess every masked token of
-# the current block, write the few guesses that the model is surest of, and leave the rest masked.
-# What is written stays. Blocks go left to right, each with its share of the steps, and each step
-# writes its share of the block (LLaDA, arXiv 2502.09992).
+# Start from a canvas x: the prompt, and L masks in blocks, which are finished left to right. At
+# each of T steps read the whole canvas, guess every masked token of the current block, write the
+# few guesses that the model is surest of, and leave the rest masked. What is written stays. Each
+# block has its share of the steps, each step its share of the block (LLaDA, arXiv 2502.09992).
 #
 #     guess[k] ~ p(o[k] | x)                 at each masked token, on its own
 #     confidence[k] = p(guess[k] | x)        how sure the model is of it
@@ -638,7 +632,7 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        # Gumbel noise is -log(-log u). This is log(-log u), made in place: 0.8 GB at LLaDA.
+        # Gumbel noise is -log(-log u). This is log(-log u): 0.8 GB at LLaDA, and `noisy` as much.
         minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
         noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
@@ -665,7 +659,7 @@ def generate(
     completion ends at its first EOS: what is right of the block with it is not even sampled, and
     becomes EOS. Raises InputError for lengths and steps that do not go together.
 
-    Three functions may be given; `mixture` is a policy, others are in extras/. policy(model, canvas
+    Three functions may be given; `mixture` makes a policy, extras/ others. policy(model, canvas
     [b, P+L], attention_mask, positions [n]): logits [b, n, V]. choose(confidence [b, n], masked
     [b, n], count): the places to write, bool [b, n]; those not masked are ignored. watch(step,
     rows [b], canvas [b, P+L], proposal [b, n], confidence [b, n]) looks on."""
@@ -707,13 +701,14 @@ def generate(
 #
 #     log p(o | q) ≈ sum_v sum_k weight_{v,k} log p(o[k] | x_v)
 #
-# Estimates differ only in what a view hides and in these weights. The ELBO is a lower bound, noisy
-# because its masks are random; the one-step estimate is biased, and noisy because it masks some of
-# the prompt. Both are sums over the tokens of o, not means.
+# Estimates differ only in what a view hides and in these weights. The ELBO is a lower bound in the
+# mean, and noisy because its masks are random; the one-step estimate has a bias of either sign, and
+# is noisy because it masks some of the prompt. Both are sums over the tokens of o, not means. Here,
+# unlike in sampling, the mask token has its share of p.
 #
 # A completion ends with its first EOS. What the sampler wrote after it is no part of o: its weight
-# is 0 (else a model would be paid for its padding), and it is hidden: it would tell where the text
-# ends.
+# is 0 (else a model would be paid for its padding). It is also hidden, as it would show where the
+# text ends.
 #
 # `elbo` and `one_step_log_likelihood` are for other programs to call; `learn` takes their Views one
 # at a time, so that one autograd graph is in memory.
@@ -724,7 +719,7 @@ class View(NamedTuple):
 
     hidden: Tensor  # bool [B, P+L]: what the model sees as masks
     target: Tensor  # long [B, L]: the completion
-    weight: Tensor  # float [B, L]: how much each of its log-probabilities counts; 0 where shown
+    weight: Tensor  # float [B, L]: how much each log-probability counts; 0 where shown or after EOS
 
 
 def token_log_probs(model, prompt, view, attention_mask=None):
@@ -772,20 +767,20 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
     """Monte Carlo estimate of the evidence lower bound on log p(o|q), as in LLaDA (arXiv
     2502.09992): float [B], with gradient.
 
-        ELBO = E_{l ~ U{1..L}} E_{|S| = l} [ L/l * score(S) ]
+        ELBO = E_{l ~ U{1..m}} E_{|S| = l} [ m/l * score(S) ]
         score(S) = sum_{k in S} log p(o[k] | q, o without S)
 
-    S is a random subset of size l of the completion's tokens; here L counts them, row by row, up to
+    S is a random subset of size l of the completion's m tokens, which are counted row by row, up to
     and including the first EOS; what comes after that is always hidden.
 
     Why a bound? Let the model write o one token at a time, in a random order. p(o|q) is a mean over
     orders of products (the chain rule); its log is at least the mean of the sums of logs (Jensen).
     When l tokens are still missing they form a random S, and the next to be written is any of them
-    with chance 1/l: on average it adds score(S) / l. Summed over l = 1..L, which is L times the
+    with chance 1/l: on average it adds score(S) / l. Summed over l = 1..m, which is m times the
     mean over l, that is the formula.
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
-    spread evenly over 1..L, which lowers the variance), generator, uniform (a function from a
+    spread evenly over 1..m, which lowers the variance), generator, uniform (a function from a
     number of columns to random numbers in 0..1, float [B, columns])."""
     views = elbo_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
@@ -795,11 +790,11 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
     """The `mc_samples` Views whose estimate is `elbo`."""
     uniform = uniform or independent_noise(prompt, generator)
     counted = until_eos(completion, config.eos_token_id)  # [B, L]
-    length = counted.sum(-1, keepdim=True)  # [B, 1], each row's own L
+    length = counted.sum(-1, keepdim=True)  # [B, 1], each row's m
     views = []
     for draw in range(mc_samples):
         level = (draw + uniform(1)) / mc_samples  # [B, 1], in this draw's part of 0..1
-        # l ~ U{1..L}, over all draws. (Rounding may make a level 1.)
+        # l ~ U{1..m}, each draw's from its part of that. (Rounding may make a level 1.)
         size = 1 + (level * length).long().clamp(max=length - 1)
         # The first l tokens in a random order are a uniform subset S. 2 is beyond any draw.
         order = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
@@ -846,31 +841,38 @@ def one_step_views(
 
 
 # ========================================================== 5. Advantages, group weights and loss
-# The policy that maximises E[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a geometric mean
-# of the policy before the step and the reference, tilted towards what is better (the closed form
-# that DPO begins with; Z makes it sum to 1):
+# The policy pi that maximises E_pi[A] - lambda KL(pi || pi_old) - beta KL(pi || ref) is a geometric
+# mean of pi_old, the policy before the step, and the reference, tilted towards what is better (the
+# closed form that DPO begins with; Z_0 and Z make each a distribution):
 #
-#     mix = pi_old^(1 - s) ref^s
+#     mix(o | q) = pi_old(o | q)^(1 - s) ref(o | q)^s / Z_0
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
 # with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
-# The model in training, p, is to come close to pi_new: the greater the mean of log p(o | q) over
-# o ~ pi_new, the smaller KL(pi_new || p). But the o_i are sampled from mix (by `collect`), so each
-# needs the weight pi_new / mix = exp(psi A_i) / Z. Z is the mean of exp(psi A) over mix, which the
-# group's stands in for (self-normalised importance sampling): the group's mean of weighted log p is
-# then sum_i w+_i log p(o_i | q), w+ being a softmax. There is no ratio of likelihoods, and no
-# second model in the update. The same with -A gives the policy to stay away from, and w-, which wd1
-# subtracts. Without w- a group of equally bad completions would be imitated.
+# p, the model in training, is to come close to pi_new: to make KL(pi_new || p) small, make the mean
+# of log p(o | q) over o ~ pi_new large. The o_i are sampled from mix instead (by `collect`), so
+# each needs the weight pi_new / mix = exp(psi A_i) / Z. Z is the mean of exp(psi A) over mix; the
+# mean over the group stands in for it (self-normalised importance sampling). Then the group's mean
+# of weighted log p is sum_i w+_i log p(o_i | q), w+ being a softmax. Neither the samples nor pi_new
+# change while p learns from them: the weights stay, with no ratio of likelihoods and no second
+# model. The same with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without
+# w- a group of equally bad completions would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
 # alone. And the sampler, with its temperature, its choice of the surest, its ban on the mask token
 # and a mixture that is made token by token, is not exactly the policy whose likelihood is
-# estimated. Exact weights would have the ratio of the two as a factor; wd1 leaves it out.
+# estimated. Exact weights would have the factor policy / sampler; wd1 leaves it out.
+
+
+def as_reference(model):
+    """The context in which a model predicts as the reference: with LoRA the model that is trained,
+    its adapters off; else the reference is a second model, used as it is."""
+    return model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
 
 
 def mixture(reference, share):
-    """A policy for `generate`: p^(1-share) ref^share, normalised. Its logits are the weighted mean
-    of the two models'. With LoRA `reference` is the model itself, read with its adapters off."""
+    """The policy p^(1-share) ref^share, normalised, for `generate`: its logits are the weighted
+    mean of the two models'."""
 
     def policy(model, *inputs):
         logits = predict_logits(model, *inputs)
@@ -941,8 +943,8 @@ class Batch:
 
 def collect(model, reference, tokenizer, problems, config, seed, generate=generate):
     """Samples and scores a completion for each of `problems`, and weighs the groups: a Batch.
-    problems: B dicts, the same G times in a row; seed: numbers, the run's and the step's."""
-    share = config.beta / (config.lam + config.beta)  # the reference's, in section 5
+    problems: B dicts, each G times in a row; seed: two numbers, the run's and the step's."""
+    share = config.beta / (config.lam + config.beta)  # s in section 5
     options = dict(policy=mixture(reference, share)) if share else {}
     options |= dict(temperature=config.temperature, generate=generate)
     prompts = [problem["prompt"] for problem in problems]
@@ -972,7 +974,7 @@ def draw_views(config, model_config, batch):
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
     log_p = (view.weight * log_probs).sum(-1)
-    # Of a flat [b] wd1_loss is the plain sum (groups may be split): the mean over N is made here.
+    # Groups may be split: of a flat [b] wd1_loss is the sum over b, which is divided by N here.
     return wd1_loss(log_p, batch.w_plus[rows], batch.w_minus[rows]) / len(batch.rewards)
 
 
@@ -1004,7 +1006,7 @@ def learn(
                 value.backward()
                 total += value.item()
         norm = clip(trained, config.max_grad_norm)
-        totals = gather(lambda _: total, range(WORLD))  # item i is rank i's own
+        totals = gather(lambda _: total, range(WORLD))  # each rank's own
         total = sum(totals)
         if math.isfinite(total) and math.isfinite(norm):  # anything else would ruin the weights
             optimizer.step()
@@ -1026,12 +1028,14 @@ def rows_to_learn(view):
 # ----------------------- what `collect` and `learn` stand on: skip to `train`, under "the loop"
 
 
-def gather(function, items):
+def gather(function, items, title=None):
     """[function(item) for item in items], each rank computing an equal share and getting all: item
     i comes from rank i modulo WORLD. All ranks have to call it, and compute equally many (with FSDP
-    they run the model together): the last round is filled up with repeated items."""
+    they run the model together): the last round is filled up with repeated items. There is a
+    progress bar if it takes long, and in a terminal."""
     numbers = range(RANK, math.ceil(len(items) / WORLD) * WORLD, WORLD)
-    mine = [function(items[number % len(items)]) for number in numbers]
+    bar = tqdm(numbers, title, delay=10, leave=False, disable=RANK > 0 or None)
+    mine = [function(items[number % len(items)]) for number in bar]
     parts = [mine] * WORLD
     if WORLD > 1:
         dist.all_gather_object(parts, mine)
@@ -1079,7 +1083,7 @@ def sample(
         rollout = generate(model, batch.input_ids[rows], **given, **options)
         return rollout._make(tensor.cpu() for tensor in rollout)  # to be sent to other ranks
 
-    parts = gather(part, range(0, len(prompts), size))
+    parts = gather(part, range(0, len(prompts), size), "sampling")
     return parts[0]._make(torch.cat(tensors).to(config.device) for tensors in zip(*parts))
 
 
