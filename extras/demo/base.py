@@ -133,7 +133,7 @@ def pretrain(instruction, draw, seed, steps, checkpoint):
 
 def tiny_base(task="sudoku", seed=0, blanks=6, steps=None, data=None, test_data=None):
     """The directory of a base model, made now if it is not in the cache."""
-    steps = steps or (800 if task == "sudoku" else 1600)  # others take longer to learn
+    steps = steps or (1000 if task == "sudoku" else 1600)  # others take longer to learn
     solved = Sums() if task == "countdown" else get_task(task)
     files = task, solved, data, test_data
 

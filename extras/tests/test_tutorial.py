@@ -97,7 +97,7 @@ def test_the_notebook_runs_and_trains_the_base_that_it_is_given(tmp_path):
         for each in ast.parse(source).body
     ]
     assert {*names(SOURCE)} <= {*names(code)}, "a function or a table is no cell"
-    code = code.replace("max_steps=20, eval_size=100", "max_steps=2, eval_size=8, batch_size=16")
+    code = code.replace("eval_size=100", "max_steps=2, eval_size=8, batch_size=16")
     code = code.replace("from IPython.display import Image", "Image = open")
     code += "import wd1; assert wd1.generate is generate and generate.__module__ == '__main__'"
     options = dict(cwd=ROOT / "extras", env=os.environ | {"WD1_BASE": "tiny"}, text=True)
