@@ -958,14 +958,15 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
     return Batch(problems, rollout, texts, rewards, w_plus.flatten(), w_minus.flatten())
 
 
-def draw_views(config, model_config, batch):
+def draw_views(config, model_config, batch, **options):
     """The forward passes of one gradient step, with fresh masks (by torch's global generator). Rows
     with w+ = w-, as in any group with equal rewards, get weight 0: `learn` leaves them out."""
     prompt, completion = batch.rollout.prompt, batch.rollout.completion
+    options |= dict(mc_samples=config.mc_samples)
     if config.likelihood == "elbo":
-        views = elbo_views(model_config, prompt, completion, mc_samples=config.mc_samples)
+        views = elbo_views(model_config, prompt, completion, **options)
     else:
-        options = dict(mc_samples=config.mc_samples, prompt_mask_prob=config.prompt_mask_prob)
+        options |= dict(prompt_mask_prob=config.prompt_mask_prob)
         views = one_step_views(model_config, prompt, completion, **options)
     matters = (batch.w_plus != batch.w_minus)[:, None]
     return [view._replace(weight=view.weight * matters) for view in views]

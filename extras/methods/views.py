@@ -68,20 +68,15 @@ def shared_noise(config, rollout):
 def draw_views(config, model_config, batch):
     """wd1.draw_views with more to choose from: trajectory, complementary and shared masks."""
     rollout = batch.rollout
-    pair = rollout.prompt, rollout.completion
-    options = dict(mc_samples=config.mc_samples, uniform=shared_noise(config, rollout))
     if config.likelihood == "trajectory":
         written = rollout.written_at[rollout.written_at < config.diffusion_steps]
         taken = int(written.max()) + 1
         steps = torch.randperm(taken)[: config.mc_samples].tolist()
+        matters = (batch.w_plus != batch.w_minus)[:, None]  # see wd1.draw_views
         views = path_views(model_config, rollout, taken, steps)
-    elif config.likelihood == "one_step":
-        options["prompt_mask_prob"] = config.prompt_mask_prob
-        views = wd1.one_step_views(model_config, *pair, **options)
-    elif config.complementary:
-        options["mc_samples"] //= 2
-        views = complementary(wd1.elbo_views(model_config, *pair, **options))
-    else:
-        views = wd1.elbo_views(model_config, *pair, **options)
-    matters = (batch.w_plus != batch.w_minus)[:, None]  # see wd1.draw_views
-    return [view._replace(weight=view.weight * matters) for view in views]
+        return [view._replace(weight=view.weight * matters) for view in views]
+    noise = shared_noise(config, rollout)
+    if config.complementary:
+        half = config.model_copy(update=dict(mc_samples=config.mc_samples // 2))
+        return complementary(wd1.draw_views(half, model_config, batch, uniform=noise))
+    return wd1.draw_views(config, model_config, batch, uniform=noise)
