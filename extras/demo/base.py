@@ -35,6 +35,7 @@ from tqdm import tqdm
 import wd1
 from rewards import Countdown, get_task, refusing
 
+torch.set_num_threads(1)  # another number rounds otherwise, and makes another base
 LENGTH = 33  # characters of a completion: <answer>, 16, </answer>; then an EOS
 CODE = """character_tokenizer encode hidden_states token_log_probs chunked_log_probs log_likelihood
 until_eos independent_noise elbo elbo_views""".split()  # wd1's functions that pretraining runs

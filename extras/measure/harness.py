@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, suppress
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 import wd1
@@ -24,7 +23,6 @@ from extras import train
 from extras.demo import base
 from extras.watch.pictures import figure, save
 
-torch.set_num_threads(1)
 HELD_OUT = "held-out accuracy"
 tiny_base = functools.cache(base.tiny_base)  # which takes seconds to say what is there
 OUTCOMES = {  # of a run: the column, and how its lines are summed up
