@@ -16,7 +16,7 @@ un-imitates the bad ones*:
     loss = - sum_i (w+_i - w-_i) log p(o_i | q)         a weighted log-likelihood
 
 psi = 1 / (lambda + beta) says how sharply the weights prefer the best. lambda and beta are the
-strengths of KL penalties towards the old policy and the reference; neither is ever computed:
+strengths of KL penalties towards the old policy and the reference; no KL is ever computed:
 section 5.
 
 That is the whole method. The rest makes each symbol concrete: 1 configuration, 2 the model,
@@ -272,8 +272,8 @@ def hidden_states(model, canvas, attention_mask=None, positions=None):
 
 
 def add_adapters(model, rank):
-    """A PeftModel with new adapters. The published list has Llama's names for all its layers; only
-    these four exist in LLaDA's own code, and so only they were trained."""
+    """A PeftModel with new adapters. The published list names all of Llama's layers; LLaDA's own
+    code has only these four names, so only they were trained."""
     targets = ["q_proj", "k_proj", "v_proj", "up_proj"]
     options = dict(r=rank, lora_alpha=rank // 2 or 1, lora_dropout=0.05, target_modules=targets)
     return adapted(model, peft.LoraConfig(**options))
@@ -632,7 +632,7 @@ def propose(logits, temperature, generator):
     noisy = logits
     if temperature:
         options = dict(generator=generator, device=logits.device, dtype=torch.float64)
-        # Gumbel noise is -log(-log u). This is log(-log u): 0.8 GB at LLaDA, and `noisy` as much.
+        # Gumbel noise is -log(-log u). This is its negative: 0.8 GB at LLaDA, `noisy` as much.
         minus_noise = torch.rand(logits.shape, **options).log_().neg_().log_()
         noisy = logits / temperature - minus_noise
     proposal = noisy.argmax(-1, keepdim=True)
@@ -656,8 +656,8 @@ def generate(
 
     prompt: long [B, P], left-padded where attention_mask [B, P] is 0. temperature: 0 takes the
     likeliest token. generator: a torch.Generator on the prompt's device; it fixes every draw. A
-    completion ends at its first EOS: what is right of the block with it is not even sampled, and
-    becomes EOS. Raises InputError for lengths and steps that do not go together.
+    completion ends at its first EOS: blocks to the right of that one's are not even sampled, and
+    become EOS. Raises InputError for lengths and steps that do not go together.
 
     Three functions may be given; `mixture` makes a policy, extras/ others. policy(model, canvas
     [b, P+L], attention_mask, positions [n]): logits [b, n, V]. choose(confidence [b, n], masked
@@ -739,8 +739,8 @@ def chunked_log_probs(head, states, target, *, max_logits=2**24):
 
     Each log-probability takes V logits, of which backward would keep several copies (LLaDA: 130 MB
     each for 256 tokens). So they are computed a chunk of tokens at a time, and again in backward
-    (gradient checkpointing). Not the last chunk: backward begins with it, and would compute it at
-    once."""
+    (gradient checkpointing). Not the last chunk: backward begins with it, and would compute it
+    again at once."""
 
     def score(states, target):
         return -F.cross_entropy(head(states).float(), target, reduction="none")
@@ -770,8 +770,8 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
         ELBO = E_{l ~ U{1..m}} E_{|S| = l} [ m/l * score(S) ]
         score(S) = sum_{k in S} log p(o[k] | q, o without S)
 
-    S is a random subset of size l of the completion's m tokens, which are counted row by row, up to
-    and including the first EOS; what comes after that is always hidden.
+    S is a random subset of size l of the completion's m tokens (each row has its m), up to and
+    including the first EOS; what comes after that is always hidden.
 
     Why a bound? Let the model write o one token at a time, in a random order. p(o|q) is a mean over
     orders of products (the chain rule); its log is at least the mean of the sums of logs (Jensen).
@@ -780,7 +780,7 @@ def elbo(model, prompt, completion, *, attention_mask=None, **options) -> Tensor
     mean over l, that is the formula.
 
     prompt [B, P], completion [B, L]. Options: mc_samples (default 1; the sizes l of several are
-    spread evenly over 1..m, which lowers the variance), generator, uniform (a function from a
+    spread evenly over 1..m, for less variance), generator, uniform (a function from a
     number of columns to random numbers in 0..1, float [B, columns])."""
     views = elbo_views(model.config, prompt, completion, **options)
     return log_likelihood(model, prompt, views, attention_mask)
@@ -796,7 +796,7 @@ def elbo_views(config, prompt, completion, *, mc_samples=1, generator=None, unif
         level = (draw + uniform(1)) / mc_samples  # [B, 1], in this draw's part of 0..1
         # l ~ U{1..m}, each draw's from its part of that. (Rounding may make a level 1.)
         size = 1 + (level * length).long().clamp(max=length - 1)
-        # The first l tokens in a random order are a uniform subset S. 2 is beyond any draw.
+        # S is the first l tokens in a random order. 2, beyond any draw, puts those after EOS last.
         order = uniform(completion.shape[1]).masked_fill(~counted, 2.0).argsort(-1).argsort(-1)
         subset = order < size  # [B, L]
         hidden = F.pad(subset | ~counted, (prompt.shape[1], 0))
@@ -848,20 +848,21 @@ def one_step_views(
 #     mix(o | q) = pi_old(o | q)^(1 - s) ref(o | q)^s / Z_0
 #     pi_new(o | q) = mix(o | q) exp(psi A(o)) / Z
 #
-# with psi = 1 / (lambda + beta) and s, the reference's share, beta / (lambda + beta): by default 0.
-# p, the model in training, is to come close to pi_new: to make KL(pi_new || p) small, make the mean
-# of log p(o | q) over o ~ pi_new large. The o_i are sampled from mix instead (by `collect`), so
-# each needs the weight pi_new / mix = exp(psi A_i) / Z. Z is the mean of exp(psi A) over mix; the
-# mean over the group stands in for it (self-normalised importance sampling). Then the group's mean
-# of weighted log p is sum_i w+_i log p(o_i | q), w+ being a softmax. Neither the samples nor pi_new
-# change while p learns from them: the weights stay, with no ratio of likelihoods and no second
-# model. The same with -A gives the policy to stay away from, and w-, which wd1 subtracts. Without
-# w- a group of equally bad completions would be imitated.
+# with psi = 1 / (lambda + beta) and s = beta / (lambda + beta), the reference's share. By default
+# s = 0, and mix is pi_old. p, the model in training, is to come close to pi_new: KL(pi_new || p) is
+# a constant less the mean of log p(o | q) over o ~ pi_new, so that mean should be large. But the
+# o_i are sampled from mix (by `collect`), so each needs the weight pi_new / mix = exp(psi A_i) / Z.
+# Z is the mean of exp(psi A) over mix; the mean over the group stands in for it (self-normalised
+# importance sampling). Then the group's mean of weighted log p is sum_i w+_i log p(o_i | q), w+
+# being a softmax. Neither the samples nor pi_new change while p learns from them: the weights stay,
+# and learning needs no ratio of likelihoods and no second model. The same with -A gives the policy
+# to stay away from, and w-, which wd1 subtracts. Without w- a group of equally bad completions
+# would be imitated.
 #
 # No KL is ever computed, and so none is enforced: lambda and beta enter through psi and the mixture
 # alone. And the sampler, with its temperature, its choice of the surest, its ban on the mask token
-# and a mixture that is made token by token, is not exactly the policy whose likelihood is
-# estimated. Exact weights would have the factor policy / sampler; wd1 leaves it out.
+# and a mixture that is made token by token, is not exactly mix. Exact weights would have the factor
+# mix / sampler, too; wd1 leaves it out.
 
 
 def as_reference(model):
@@ -975,7 +976,7 @@ def draw_views(config, model_config, batch, **options):
 def weighted_loss(batch, rows, view, log_probs):
     """What one View of some rows adds to wd1_loss, which is linear in log p: log_probs [b, L]."""
     log_p = (view.weight * log_probs).sum(-1)
-    # Groups may be split: of a flat [b] wd1_loss is the sum over b, which is divided by N here.
+    # Rows may be part of a group: of a flat [b] wd1_loss is a plain sum; so divide by N here.
     return wd1_loss(log_p, batch.w_plus[rows], batch.w_minus[rows]) / len(batch.rewards)
 
 
@@ -1018,8 +1019,8 @@ def learn(
 
 def rows_to_learn(view):
     """The rows that count, dealt out to the ranks: long [b]. Each rank gets equally many, at least
-    one; rows of weight 0, which change nothing, fill up. So all have gradients to sum, and dropout
-    takes as many random numbers on each: all go on to draw the same masks."""
+    one; rows of weight 0, which change nothing, fill up. So each has gradients to sum, and uses up
+    as many random numbers in dropout: the next masks are alike on all."""
     counts = (view.weight != 0).any(1)  # [B]
     ordered = counts.int().argsort(descending=True, stable=True)
     share = math.ceil(max(int(counts.sum()), 1) / WORLD)
