@@ -1,6 +1,6 @@
 """Where wd1 fails at a high learning rate, on the demo; what that looks like, and what prevents it.
 
-    make collapse          # half an hour on two cores; finished runs are not repeated
+    make collapse          # a quarter of an hour on two cores; finished runs are not repeated
 
 One would blame w-, which pushes log p of the worse completions down without a floor. So the runs at
 a rate that fails are repeated without it (wd1-positive), and with what else should soften it; only
