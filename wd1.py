@@ -961,7 +961,8 @@ def collect(model, reference, tokenizer, problems, config, seed, generate=genera
 
 def draw_views(config, model_config, batch, **options):
     """The forward passes of one gradient step, with fresh masks (by torch's global generator). Rows
-    with w+ = w-, as in any group with equal rewards, get weight 0: `learn` leaves them out."""
+    with w+ = w-, as in any group with equal rewards, get weight 0: `learn` leaves them out.
+    options: for the functions that make the Views, such as `uniform`."""
     prompt, completion = batch.rollout.prompt, batch.rollout.completion
     options |= dict(mc_samples=config.mc_samples)
     if config.likelihood == "elbo":
